@@ -1,0 +1,107 @@
+"""TokenBatch: the tokens of B sequences, right-padded, with what each is conditioned on and which tokens count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ltm_pyro.errors import LTMError
+
+__all__ = ["TokenBatch"]
+
+_GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """B token sequences x = (x_1 … x_N), right-padded to one length.
+
+    Args:
+        tokens: (B, N) token ids; entries at and after ``lengths`` are padding and never looked at.
+        lengths: (B,) real tokens of each sequence, 0 … N.
+        start: (B,) the token before the first: the end-of-text token at a document's start, the preceding token
+            where a sequence continues one. Every likelihood is conditional on it.
+        scored: (B, N) which tokens enter the likelihood; None means every real one. A token that is not scored
+            still conditions the tokens after it.
+    """
+
+    tokens: Int[Tensor, "batch token"]
+    lengths: Int[Tensor, " batch"]
+    start: Int[Tensor, " batch"]
+    scored: Bool[Tensor, "batch token"] | None = None
+
+    @classmethod
+    def from_lists(
+        cls, sequences: Sequence[Sequence[int]], start: int | Sequence[int], *, pad: int = 0
+    ) -> TokenBatch:
+        """Pads lists of token ids on the right with ``pad``.
+
+        Raises:
+            LTMError: there is no sequence.
+        """
+        if not sequences:
+            raise LTMError("a batch needs at least one sequence, got none")
+        width = max(max(len(s) for s in sequences), 1)
+        rows = [[*s, *([pad] * (width - len(s)))] for s in sequences]
+        starts = [start] * len(sequences) if isinstance(start, int) else list(start)
+        return cls(
+            tokens=torch.tensor(rows, dtype=torch.int64),
+            lengths=torch.tensor([len(s) for s in sequences], dtype=torch.int64),
+            start=torch.tensor(starts, dtype=torch.int64),
+        )
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> TokenBatch:
+        """The chosen sequences, cut to the longest of them being no shorter than it was padded to."""
+        if isinstance(index, list):
+            index = torch.tensor(index, dtype=torch.int64, device=self.tokens.device)
+        scored = None if self.scored is None else self.scored[index]
+        return TokenBatch(self.tokens[index], self.lengths[index], self.start[index], scored)
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        scored = None if self.scored is None else self.scored.to(device)
+        return TokenBatch(self.tokens.to(device), self.lengths.to(device), self.start.to(device), scored)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens live."""
+        return self.tokens.device
+
+    @property
+    def inputs(self) -> Int[Tensor, "batch token"]:
+        """(B, N) what the decoder reads: ``start``, then the tokens shifted right by one."""
+        return torch.cat([self.start[:, None], self.tokens[:, :-1]], dim=1)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "batch token"]:
+        """(B, N) True at the tokens that enter the likelihood: real, and scored."""
+        positions = torch.arange(self.tokens.shape[1], device=self.device)
+        real = positions < self.lengths[:, None]
+        return real if self.scored is None else real & self.scored
+
+    @cached_property
+    def num_scored(self) -> Int[Tensor, " batch"]:
+        """(B,) tokens that enter each sequence's likelihood."""
+        return self.mask.sum(-1)
+
+    @cached_property
+    def keys(self) -> Int[Tensor, " batch"]:
+        """(B,) 64-bit identities made from the real tokens alone.
+
+        A sequence keeps its key in any batch, at any place and under any padding, which is what gives every sequence a
+        random stream of its own (`ltm_pyro.infer.noise`).
+        """
+        from ltm_pyro.noise import mix64
+
+        positions = torch.arange(1, self.tokens.shape[1] + 1, device=self.device)
+        real = positions <= self.lengths[:, None]
+        terms = mix64(mix64(self.tokens) + positions * _GOLDEN)
+        return mix64(torch.where(real, terms, 0).sum(-1) + mix64(self.start) * _GOLDEN)
