@@ -1,0 +1,183 @@
+"""From a SOURCE string to the two sequence data sets and the tokenizer of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ltm_pyro.data.cache import cached_folder, default_cache_dir
+from ltm_pyro.data.corpora import Corpus, Split, digest_of, empty_corpus
+from ltm_pyro.data.files import TextUnit, optional_import
+from ltm_pyro.data.sequences import Layout, SequenceDataset
+from ltm_pyro.data.shards import shard_of
+from ltm_pyro.data.sources import open_corpus, split_corpus
+from ltm_pyro.data.tokenizer import Tokenizer
+from ltm_pyro.errors import LTMError
+
+__all__ = ["Data", "build_data", "build_evaluation_data", "train_tokenizer"]
+
+_SAMPLE_CHARACTERS = 20_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a run trains and validates on."""
+
+    train: SequenceDataset
+    validation: SequenceDataset
+    tokenizer: Tokenizer
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Documents, sequences and scored tokens of both splits, for printing."""
+        return {
+            name: {"documents": part.num_documents, "sequences": len(part), "tokens": part.num_tokens}
+            for name, part in (("train", self.train), ("validation", self.validation))
+        }
+
+
+def build_data(
+    *,
+    source: str = "fables",
+    validation: str | None = None,
+    column: str | None = None,
+    text_unit: TextUnit = "auto",
+    layout: Literal["auto", "packed", "documents"] = "auto",
+    sequence_length: int = 256,
+    tokenizer: str = "train",
+    vocab_size: int = 2048,
+    documents: int | None = None,
+    validation_fraction: float = 0.05,
+    seed: int = 0,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Data:
+    """Reads, splits, tokenises and lays out a source; what was done before is taken from the cache.
+
+    Args:
+        source: ``fables``, a local file or folder, or ``hf:name[/config][:column]`` (`open_corpus`).
+        validation: a second such source; None holds documents out (`split_corpus`).
+        column: the text column of .jsonl, .parquet and hub data sets; None is ``text``.
+        text_unit: what a document is in a .txt file (`FileCorpus`).
+        layout: ``packed``, ``documents``, or ``auto``: documents for fables, packed otherwise
+            (`SequenceDataset`).
+        sequence_length: greatest number of tokens in a sequence.
+        tokenizer: ``train`` for a byte-level BPE trained on the training split, or a path or hub name to
+            load.
+        vocab_size: of a trained tokenizer.
+        documents: how many training documents to use; None is all.
+        validation_fraction: share of the documents held out where there is no validation source.
+        seed: of the fables' generator.
+        streaming: read a hub data set without keeping a copy of it.
+        cache_dir: None is ``$LTM_PYRO_CACHE`` or ``~/.cache/ltm-pyro``.
+
+    Raises:
+        LTMError: a source or setting is unusable, or a split is empty or smaller than one sequence.
+    """
+    train, held = split_corpus(
+        source,
+        validation,
+        fraction=validation_fraction,
+        column=column,
+        text_unit=text_unit,
+        documents=documents,
+        seed=seed,
+        streaming=streaming,
+    )
+    cache = _cache_path(cache_dir)
+    _check_not_empty(train)
+    _check_not_empty(held)
+    encoder = train_tokenizer(train, vocab_size, cache) if tokenizer == "train" else Tokenizer.load(tokenizer)
+    chosen = _layout(layout, source)
+    parts = [SequenceDataset(shard_of(c, encoder, cache), chosen, sequence_length) for c in (train, held)]
+    if chosen == "packed" and parts[0].num_tokens < sequence_length:
+        raise LTMError(
+            f"{source}: the training split has {parts[0].num_tokens} tokens, fewer than one sequence of "
+            f"{sequence_length}; give more text, a smaller sequence_length, or layout=documents"
+        )
+    return Data(parts[0], parts[1], encoder)
+
+
+def build_evaluation_data(
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    sequence_length: int = 256,
+    layout: Literal["auto", "packed", "documents"] = "auto",
+    split: Split = "validation",
+    column: str | None = None,
+    text_unit: TextUnit = "auto",
+    documents: int | None = None,
+    seed: int = 0,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+) -> SequenceDataset:
+    """Any source with a tokenizer that there is already; the arguments are those of `build_data`.
+
+    ``split`` says which split of the fables or of a hub data set to take; local files are taken whole.
+
+    Raises:
+        LTMError: the source is unusable or has no documents.
+    """
+    corpus = open_corpus(
+        source,
+        split=split,
+        column=column,
+        text_unit=text_unit,
+        documents=documents,
+        seed=seed,
+        streaming=streaming,
+    )
+    return SequenceDataset(
+        shard_of(corpus, tokenizer, _cache_path(cache_dir)), _layout(layout, source), sequence_length
+    )
+
+
+def train_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = None) -> Tokenizer:
+    """A byte-level BPE trained on the first 20 million characters of a corpus, cached by content."""
+    library = optional_import("tokenizers", "training a tokenizer").__version__
+    key = digest_of(["bpe-1", library, str(vocab_size), str(_SAMPLE_CHARACTERS), corpus.fingerprint()])[:32]
+    root = default_cache_dir() if cache_dir is None else cache_dir
+
+    def build(folder: Path) -> None:
+        tokenizer = Tokenizer.train(_sample(corpus), vocab_size)
+        tokenizer.save(folder / "tokenizer.json")
+        (folder / "digest").write_text(tokenizer.digest, encoding="ascii")
+
+    def load(folder: Path) -> Tokenizer:
+        tokenizer = Tokenizer.load(folder)
+        if (folder / "digest").read_text(encoding="ascii") != tokenizer.digest:
+            raise LTMError(f"{folder}: the cached tokenizer has changed since it was written; delete it")
+        return tokenizer
+
+    return cached_folder(root / "tokenizers" / key, build, load)
+
+
+def _sample(corpus: Corpus) -> Iterator[str]:
+    left = _SAMPLE_CHARACTERS
+    for document in corpus.documents():
+        yield document.text[:left]
+        left -= len(document.text)
+        if left <= 0:
+            return
+
+
+def _layout(layout: str, source: str) -> Layout:
+    if layout == "auto":
+        return "documents" if source == "fables" else "packed"
+    layouts: dict[str, Layout] = {"packed": "packed", "documents": "documents"}
+    if layout in layouts:
+        return layouts[layout]
+    raise LTMError(f"layout={layout!r}: expected auto, packed or documents")
+
+
+def _cache_path(cache_dir: str | Path | None) -> Path | None:
+    return None if cache_dir is None else Path(cache_dir).expanduser()
+
+
+def _check_not_empty(corpus: Corpus) -> None:
+    """Before any long work, rather than at its end."""
+    if next(corpus.documents(), None) is None:
+        raise empty_corpus(corpus)

@@ -1,0 +1,112 @@
+"""A cache of folders keyed by content: each appears whole, by a rename; a damaged one is built again."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from ltm_pyro.errors import LTMError
+
+__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file"]
+
+T = TypeVar("T")
+
+_STALE_SECONDS = 24 * 3600
+
+
+def default_cache_dir() -> Path:
+    """``$LTM_PYRO_CACHE``, or ``~/.cache/ltm-pyro``."""
+    return Path(os.environ.get("LTM_PYRO_CACHE") or "~/.cache/ltm-pyro").expanduser()
+
+
+def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[[Path], T]) -> T:
+    """What ``load`` makes of a folder, which ``build`` fills first where it is missing or damaged.
+
+    ``build`` works in a temporary sibling, so that a kill leaves no half folder; of processes that race one
+    wins and all load the same.
+
+    Args:
+        folder: where it lies in the cache.
+        build: fills an empty folder.
+        load: reads a filled one, raising LTMError where it is damaged.
+
+    Raises:
+        LTMError: from ``build``, or the cache cannot be written.
+    """
+    if folder.exists():
+        with suppress(LTMError):  # damaged: built again and replaced below
+            return load(folder)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        _remove_stale(folder.parent)
+        build(temporary)
+        return _publish(temporary, folder, load)
+    except OSError as error:
+        raise LTMError(
+            f"{folder.parent}: the cache cannot be written ({error.strerror or error}); free some space "
+            "there, or set another folder with cache_dir or $LTM_PYRO_CACHE"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, folder: Path, load: Callable[[Path], T]) -> T:
+    while True:
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return load(folder)
+        with suppress(LTMError):  # another process was faster …
+            return load(folder)
+        aside = temporary.with_suffix(".old")  # … or what lies there is damaged
+        with suppress(FileNotFoundError):
+            folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Leftovers of killed processes, a day old; younger ones may be another process at work."""
+    limit = time.time() - _STALE_SECONDS
+    for left in (*parent.glob(".*.tmp"), *parent.glob(".*.old")):
+        with suppress(OSError):
+            if left.stat().st_mtime < limit:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+class HashedFile:
+    """Writes bytes to a file and hashes them on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Appends the bytes."""
+        self._file.write(data)
+        self._hash.update(data)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what was written."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def hashed_file(path: Path) -> Iterator[HashedFile]:
+    """A new file to write, flushed to the disk at the end."""
+    with path.open("wb") as file:
+        yield HashedFile(file)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,247 @@
+"""Local text files as streams of documents: .txt, .jsonl and .parquet, the first two also compressed.
+
+Every failure names the file, the place in it, and the mend; nothing is read before it is asked for.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import importlib
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from ltm_pyro.data.zstd import ZstdReader
+from ltm_pyro.errors import LTMError
+
+__all__ = [
+    "KINDS",
+    "TextUnit",
+    "first_line",
+    "kind_of",
+    "list_files",
+    "missing_column",
+    "optional_import",
+    "read_rows",
+]
+
+TextUnit = Literal["auto", "file", "block", "line"]
+
+KINDS = (".txt", ".jsonl", ".parquet")
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_PEEK = 1 << 20
+
+
+def optional_import(module: str, purpose: str) -> Any:
+    """A module that not every installation has, or one line that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise LTMError(f"{purpose} needs the package {package}: run `pip install {package}`") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def kind_of(path: Path) -> tuple[str, str] | None:
+    """(kind, compression) by the name, such as (".txt", ".gz") or (".parquet", ""); None for other files."""
+    suffixes = [s.lower() for s in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in KINDS or (kind == ".parquet" and compression):
+        return None
+    return kind, compression
+
+
+def list_files(path: Path) -> list[Path]:
+    """The file itself, or the readable files of a folder: recursive, sorted, hidden ones left out.
+
+    Raises:
+        LTMError: nothing is there, or nothing that can be read as text.
+    """
+    known = ", ".join(KINDS) + f" (.txt and .jsonl also with {', '.join(_COMPRESSIONS)})"
+    if path.is_dir():
+        inside = (p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts))
+        found = sorted(
+            (p for p in inside if p.is_file() and kind_of(p)), key=lambda p: p.relative_to(path).parts
+        )
+        if not found:
+            raise LTMError(f"{path}: the folder holds no text files; expected {known}")
+        return found
+    if not path.exists():
+        raise LTMError(
+            f"{path}: no such file or folder; give an existing path, `fables`, or `hf:name` for the hub"
+        )
+    if kind_of(path) is None:
+        raise LTMError(f"{path}: unknown kind of file; expected {known}: rename or convert it")
+    return [path]
+
+
+def read_rows(path: Path, *, column: str, unit: TextUnit) -> Iterator[tuple[int, str]]:
+    r"""(row, text) of every document in one file, in order; rows count from 1 (for .txt and .jsonl: lines).
+
+    A byte-order mark is dropped and the line ends of .txt become ``\n``. ``unit`` says what a document is in
+    a .txt file: the whole ``file``, each ``block`` between blank lines, each ``line``, or ``auto``: blocks if
+    a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too.
+    """
+    kind = kind_of(path)
+    if kind is None:  # pragma: no cover - list_files has refused it
+        raise LTMError(f"{path}: unknown kind of file")
+    with _reading(path):
+        if kind[0] == ".parquet":
+            yield from _parquet_rows(path, column)
+        elif kind[0] == ".jsonl":
+            yield from _json_rows(path, kind[1], column)
+        else:
+            yield from _text_rows(path, kind[1], unit)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if getattr(error, "errno", None) is None:  # gzip and bz2 report damage as an OSError without a number
+            raise LTMError(
+                f"{path}: the compressed data are damaged or cut short ({first_line(error)}); fetch or "
+                "compress the file again"
+            ) from error
+        raise LTMError(
+            f"{path}: cannot be read ({first_line(error)}); check the path and its permissions"
+        ) from error
+
+
+def _open(path: Path, compression: str) -> BinaryIO:
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if compression == ".bz2":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    if compression == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    if compression == ".zst":
+        return cast(BinaryIO, io.BufferedReader(ZstdReader(path), 1 << 17))
+    return path.open("rb")
+
+
+def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
+    r"""(number, decoded line with its end) of a UTF-8 file; only ``\n`` ends a line here."""
+    offset = 0
+    with _open(path, compression) as stream:
+        for number, raw in enumerate(stream, 1):
+            body = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            try:
+                yield number, body.decode("utf-8")
+            except UnicodeDecodeError as error:
+                at = offset + len(raw) - len(body) + error.start
+                utf16 = number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                guess = "utf-16" if utf16 else "latin1"
+                raise LTMError(
+                    f"{path}, line {number}, byte {at}: not UTF-8 (byte 0x{body[error.start]:02x}); "
+                    f"convert it, for example with `iconv -f {guess} -t utf-8`"
+                ) from error
+            offset += len(raw)
+
+
+def _text_rows(path: Path, compression: str, unit: TextUnit) -> Iterator[tuple[int, str]]:
+    if unit == "auto":
+        unit = _guess_unit(path, compression)
+    if unit == "file":
+        yield 1, "".join(_unix(line) for _, line in _lines(path, compression))
+        return
+    block: list[str] = []
+    first = 1
+    for number, line in _lines(path, compression):
+        for part in _unix(line).removesuffix("\n").split("\n"):
+            if unit == "line":
+                yield number, part
+            elif part.strip():
+                first = first if block else number
+                block.append(part)
+            elif block:
+                yield first, "\n".join(block)
+                block = []
+    if block:
+        yield first, "\n".join(block)
+
+
+def _guess_unit(path: Path, compression: str) -> TextUnit:
+    seen, text = 0, False
+    for _, line in _lines(path, compression):
+        for part in _unix(line).removesuffix("\n").split("\n"):
+            if text and not part.strip():
+                return "block"
+            text = text or bool(part.strip())
+        seen += len(line)
+        if seen > _PEEK:
+            break
+    return "line"
+
+
+def _unix(line: str) -> str:
+    return line.replace("\r\n", "\n").replace("\r", "\n") if "\r" in line else line
+
+
+def _json_rows(path: Path, compression: str, column: str) -> Iterator[tuple[int, str]]:
+    for number, line in _lines(path, compression):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise LTMError(
+                f"{path}, line {number}: not valid JSON ({error}); .jsonl needs one JSON object on each line"
+            ) from error
+        where = f"{path}, line {number}"
+        if not isinstance(record, dict):
+            raise LTMError(
+                f'{where}: expected a JSON object such as {{"text": "…"}}, got {type(record).__name__}'
+            )
+        if column not in record:
+            raise LTMError(missing_column(where, column, list(record)))
+        yield number, _as_text(record[column], where, column)
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[tuple[int, str]]:
+    parquet = optional_import("pyarrow.parquet", f"{path}: reading .parquet")
+    arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
+    try:
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise LTMError(missing_column(str(path), column, file.schema_arrow.names))
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield row, _as_text(value, f"{path}, row {row}", column)
+    except (arrow_error, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the operating system's; `read_rows` words it
+        raise LTMError(
+            f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again"
+        ) from error
+
+
+def missing_column(where: str, column: str, columns: list[str]) -> str:
+    """The message for a column that is not there."""
+    return f"{where}: no column {column!r}; there is {', '.join(columns) or 'none'}: choose one with `column`"
+
+
+def _as_text(value: object, where: str, column: str) -> str:
+    """Text as it is; a null as the empty text, which is no document."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    raise LTMError(
+        f"{where}: column {column!r} holds {type(value).__name__}, not text; choose another with `column`"
+    )

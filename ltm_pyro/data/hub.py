@@ -1,0 +1,148 @@
+"""Hub data sets through ``datasets``: ``hf:name[/config][:column]``, downloaded or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ltm_pyro.data.corpora import Document, Split, digest_of, file_digest
+from ltm_pyro.data.files import first_line, missing_column, optional_import
+from ltm_pyro.data.tokenizer import well_formed
+from ltm_pyro.errors import LTMError
+
+__all__ = ["HubCorpus"]
+
+_SPLITS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "dev", "test"),
+}
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """One split of a hub data set.
+
+    A name has one part or two (``owner/name``); a third part is the configuration. A name that is the path of
+    a local folder is read as such. The training split is ``train``; the validation split is the first there
+    is of ``validation``, ``valid``, ``dev`` and ``test``, or else ``train``: ask `has_validation` before.
+
+    Args:
+        source: ``hf:name[/config][:column]``.
+        column: the text column where the source names none.
+        split: which split to read.
+        streaming: read rows from the hub as they are asked for, and keep no copy of the data set.
+
+    Raises:
+        LTMError: on first use, where the data set cannot be had or has no such column.
+    """
+
+    source: str
+    column: str | None = None
+    split: Split = "train"
+    streaming: bool = False
+
+    @property
+    def name(self) -> str:
+        """The source string."""
+        return self.source
+
+    @cached_property
+    def _parts(self) -> tuple[str, str | None, str]:
+        """(name, configuration, column)."""
+        body, _, column = self.source.removeprefix("hf:").partition(":")
+        if not body:
+            raise LTMError(
+                f"{self.source}: no data set named; write hf:name, hf:owner/name or hf:owner/name/config"
+            )
+        column = column or self.column or "text"
+        if Path(body).expanduser().is_dir():
+            return str(Path(body).expanduser()), None, column
+        pieces = body.split("/")
+        if len(pieces) > 3 or not all(pieces):
+            raise LTMError(
+                f"{self.source}: expected hf:owner/name[/config][:column], or an existing local folder"
+            )
+        return "/".join(pieces[:2]), pieces[2] if len(pieces) == 3 else None, column
+
+    @cached_property
+    def _splits(self) -> Mapping[str, Any]:
+        name, config, _ = self._parts
+        datasets = optional_import("datasets", self.source)
+        try:
+            loaded: Mapping[str, Any] = datasets.load_dataset(name, config, streaming=self.streaming)
+        except Exception as error:  # the hub client and the builders raise classes of their own
+            raise LTMError(
+                f"{self.source}: the data set could not be had ({first_line(error)}); check the name, the "
+                "configuration (hf:owner/name/config) and the connection, or give a local file"
+            ) from error
+        return loaded
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the data set comes with a split of its own to validate on."""
+        return any(split in self._splits for split in _SPLITS["validation"])
+
+    @cached_property
+    def _chosen(self) -> str:
+        wanted = next((s for s in (*_SPLITS[self.split], "train") if s in self._splits), None)
+        if wanted is None:
+            there = ", ".join(self._splits) or "none"
+            raise LTMError(f"{self.source}: no split train; there is {there}: choose a data set that has one")
+        return wanted
+
+    def documents(self) -> Iterator[Document]:
+        """The rows of the split in order; empty texts are skipped, lone surrogates replaced by U+FFFD."""
+        column = self._parts[2]
+        rows = self._splits[self._chosen]
+        if rows.column_names is not None:
+            if column not in rows.column_names:
+                raise LTMError(missing_column(self.source, column, list(rows.column_names)))
+            rows = rows.select_columns([column])
+        try:
+            for row, record in enumerate(rows, 1):
+                if column not in record:
+                    raise LTMError(missing_column(self.source, column, list(record)))
+                text = record[column]
+                if text is not None and not isinstance(text, str):
+                    raise LTMError(
+                        f"{self.source}, row {row}: column {column!r} holds {type(text).__name__}, not text; "
+                        "choose another column with hf:name:column"
+                    )
+                if text and not text.isspace():
+                    yield Document(well_formed(text), f"{self.source} {self._chosen}", row)
+        except LTMError:
+            raise
+        except Exception as error:
+            raise LTMError(
+                f"{self.source}: reading broke off ({first_line(error)}); check the connection and run again"
+            ) from error
+
+    def fingerprint(self) -> str:
+        """Column, split and content: the bytes of a folder or of the downloads, of a stream the commit."""
+        name, config, column = self._parts
+        parts = ["hub", column, self._chosen]
+        rows = self._splits[self._chosen]
+        tables = [] if self.streaming else [entry["filename"] for entry in rows.cache_files]
+        if Path(name).is_dir():
+            parts += [file_digest(path) for path in sorted(Path(name).rglob("*")) if path.is_file()]
+        elif tables:
+            parts += [file_digest(Path(table)) for table in tables]
+        elif self.streaming:
+            parts += [name, str(config), _commit(name, self.source)]
+        else:  # a data set that lies in memory alone
+            parts += [document.text for document in self.documents()]
+        return digest_of(parts)
+
+
+def _commit(name: str, source: str) -> str:
+    hub = optional_import("huggingface_hub", source)
+    try:
+        return str(hub.HfApi().dataset_info(name).sha)
+    except Exception as error:
+        raise LTMError(
+            f"{source}: the hub did not say which version it streams ({first_line(error)}); check the "
+            "connection, or leave streaming off"
+        ) from error

@@ -1,0 +1,148 @@
+"""Token shards: a corpus tokenised once into flat memory-mapped files, cached by content.
+
+A shard is a folder: ``tokens.bin`` (little-endian uint16 or uint32; every document followed by its
+end-of-text token), ``documents.bin`` (little-endian int64: where each document begins, and the end) and
+``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ltm_pyro.data.cache import cached_folder, default_cache_dir, hashed_file
+from ltm_pyro.data.corpora import Corpus, digest_of, empty_corpus, file_digest
+from ltm_pyro.data.tokenizer import Tokenizer
+from ltm_pyro.errors import LTMError
+
+__all__ = ["Manifest", "Shard", "shard_of", "tokenize_corpus"]
+
+_FORMAT = 1
+_BATCH_DOCUMENTS = 1024
+_BATCH_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says of a shard; the two digests are SHA-256 of the files."""
+
+    format: int
+    dtype: str
+    num_tokens: int
+    num_documents: int
+    end_of_text: int
+    vocab_size: int
+    tokenizer: str
+    source: str
+    name: str
+    tokens_sha256: str
+    documents_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A tokenised corpus, memory-mapped.
+
+    Args:
+        tokens: all documents one after another, each followed by its end-of-text token.
+        offsets: (documents + 1,) where each document begins in ``tokens``; the last entry is their number.
+        manifest: counts and identities.
+    """
+
+    tokens: npt.NDArray[Any]
+    offsets: npt.NDArray[np.int64]
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Shard:
+        """Maps a shard and checks its sizes and digests.
+
+        Raises:
+            LTMError: a file is missing or is not what the manifest says.
+        """
+        try:
+            manifest = Manifest(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+            if manifest.format != _FORMAT:
+                raise ValueError(f"format {manifest.format}, expected {_FORMAT}")
+            for name, expected in (
+                ("tokens", manifest.tokens_sha256),
+                ("documents", manifest.documents_sha256),
+            ):
+                if file_digest(folder / f"{name}.bin") != expected:
+                    raise ValueError(f"{name}.bin has changed since it was written")
+            tokens = np.memmap(folder / "tokens.bin", dtype=manifest.dtype, mode="r")
+            offsets = np.fromfile(folder / "documents.bin", dtype="<i8").astype(np.int64, copy=False)
+            if (len(tokens), len(offsets)) != (manifest.num_tokens, manifest.num_documents + 1):
+                raise ValueError("the counts in manifest.json are not those of the files")
+        except (OSError, ValueError, TypeError, LTMError) as error:
+            raise LTMError(f"{folder}: not a sound token shard ({error}); delete it and run again") from error
+        return cls(tokens, offsets, manifest)
+
+
+def shard_of(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path | None = None) -> Shard:
+    """The corpus as a shard: from the cache if the same content lies there unharmed, else tokenised anew.
+
+    The key is the corpus's fingerprint, the tokenizer's digest and the format.
+
+    Raises:
+        LTMError: the corpus has no documents, cannot be read, or the cache folder cannot be written.
+    """
+    key = digest_of([str(_FORMAT), corpus.fingerprint(), tokenizer.digest])[:32]
+    root = default_cache_dir() if cache_dir is None else cache_dir
+    return cached_folder(root / "shards" / key, partial(tokenize_corpus, corpus, tokenizer), Shard.open)
+
+
+def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Manifest:
+    """Writes a corpus as a shard into an existing folder, holding one batch of documents in memory at a time.
+
+    Raises:
+        LTMError: the corpus has no documents, or cannot be read.
+    """
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    end, count, position = [tokenizer.end_of_text], 0, 0
+    with hashed_file(folder / "tokens.bin") as tokens, hashed_file(folder / "documents.bin") as documents:
+        documents.write(np.zeros(1, "<i8").tobytes())
+        for texts in _batches(corpus):
+            encoded = [np.array(ids + end, dtype) for ids in tokenizer.encode_batch(texts)]
+            tokens.write(b"".join(ids.tobytes() for ids in encoded))
+            ends = position + np.cumsum([len(ids) for ids in encoded])
+            documents.write(ends.astype("<i8").tobytes())
+            count, position = count + len(encoded), int(ends[-1])
+    if count == 0:
+        raise empty_corpus(corpus)
+    manifest = Manifest(
+        format=_FORMAT,
+        dtype=dtype.str,
+        num_tokens=position,
+        num_documents=count,
+        end_of_text=tokenizer.end_of_text,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer.digest,
+        source=corpus.fingerprint(),
+        name=corpus.name,
+        tokens_sha256=tokens.digest,
+        documents_sha256=documents.digest,
+    )
+    with hashed_file(folder / "manifest.json") as file:
+        file.write((json.dumps(asdict(manifest), indent=2) + "\n").encode())
+    return manifest
+
+
+def _batches(corpus: Corpus) -> Iterator[list[str]]:
+    texts: list[str] = []
+    characters = 0
+    for document in corpus.documents():
+        texts.append(document.text)
+        characters += len(document.text)
+        if len(texts) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield texts
+            texts, characters = [], 0
+    if texts:
+        yield texts

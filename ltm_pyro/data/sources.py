@@ -1,0 +1,112 @@
+"""The three kinds of SOURCE, and how each is split into training and validation documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltm_pyro.data.corpora import (
+    FABLES_DOCUMENTS,
+    Corpus,
+    FablesCorpus,
+    FileCorpus,
+    HeldOut,
+    Limited,
+    Split,
+)
+from ltm_pyro.data.files import TextUnit
+from ltm_pyro.data.hub import HubCorpus
+from ltm_pyro.errors import LTMError
+
+__all__ = ["open_corpus", "split_corpus"]
+
+
+def open_corpus(
+    source: str,
+    *,
+    split: Split = "train",
+    column: str | None = None,
+    text_unit: TextUnit = "auto",
+    documents: int | None = None,
+    seed: int = 0,
+    streaming: bool = False,
+) -> Corpus:
+    """The corpus that a SOURCE string names.
+
+    Args:
+        source: ``fables``, a local file or folder, or ``hf:name[/config][:column]``.
+        split: which split of the fables or of a hub data set; local files have none.
+        column: the text column of .jsonl, .parquet and hub data sets; None is ``text``.
+        text_unit: what a document is in a .txt file (`FileCorpus`).
+        documents: how many documents; None is all of them, for fables 20 000 (validation: 1 000).
+        seed: of the fables' generator.
+        streaming: read a hub data set without keeping a copy of it.
+
+    Raises:
+        LTMError: the source cannot be what it says.
+    """
+    if documents is not None and documents < 1:
+        raise LTMError(f"documents={documents}: expected at least 1, or nothing for all of them")
+    if source == "fables":
+        return FablesCorpus(FABLES_DOCUMENTS[split] if documents is None else documents, seed, split)
+    corpus: Corpus
+    if source.startswith("hf:"):
+        corpus = HubCorpus(source, column, split, streaming)
+    elif not source:
+        raise LTMError("the data source is empty; give `fables`, a file or folder, or `hf:name`")
+    else:
+        corpus = FileCorpus(Path(source).expanduser(), column or "text", text_unit)
+    return corpus if documents is None else Limited(corpus, documents)
+
+
+def split_corpus(
+    source: str,
+    validation: str | None = None,
+    *,
+    fraction: float = 0.05,
+    column: str | None = None,
+    text_unit: TextUnit = "auto",
+    documents: int | None = None,
+    seed: int = 0,
+    streaming: bool = False,
+) -> tuple[Corpus, Corpus]:
+    """(training, validation) corpora of a source.
+
+    Validation is the ``validation`` source where there is one; the generator's own split for fables
+    (``fraction`` of the training count); a hub data set's own validation split; otherwise the documents whose
+    hash falls below ``fraction`` (`HeldOut`). ``documents`` bounds the training source (before documents are
+    held out of it).
+
+    Raises:
+        LTMError: as `open_corpus`, or a fraction outside (0, 1), or both sources the same.
+    """
+
+    def opened(name: str, side: Split, count: int | None) -> Corpus:
+        return open_corpus(
+            name,
+            split=side,
+            column=column,
+            text_unit=text_unit,
+            documents=count,
+            seed=seed,
+            streaming=streaming,
+        )
+
+    train = opened(source, "train", documents)
+    if validation is not None:
+        held = opened(validation, "validation", None)
+        whole = train.corpus if isinstance(train, Limited) else train
+        if held.fingerprint() == whole.fingerprint():
+            raise LTMError(
+                f"{validation}: validation and training are the same documents; leave the validation source "
+                "out to hold some of them out"
+            )
+        return train, held
+    if not 0.0 < fraction < 1.0:
+        raise LTMError(f"validation_fraction={fraction}: expected a number between 0 and 1, such as 0.05")
+    if isinstance(train, FablesCorpus):
+        return train, opened(source, "validation", max(1, round(train.count * fraction)))
+    if source.startswith("hf:"):
+        own = HubCorpus(source, column, "validation", streaming)
+        if own.has_validation:
+            return train, own
+    return HeldOut(train, fraction, "train"), HeldOut(train, fraction, "validation")
