@@ -11,10 +11,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ltm_pyro.errors import LTMError
+from ltm_pyro.noise import GOLDEN, mix64
 
 __all__ = ["TokenBatch"]
-
-_GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +80,19 @@ class TokenBatch:
         return torch.cat([self.start[:, None], self.tokens[:, :-1]], dim=1)
 
     @cached_property
+    def real(self) -> Bool[Tensor, "batch token"]:
+        """(B, N) True at the tokens that are not padding."""
+        return torch.arange(self.tokens.shape[1], device=self.device) < self.lengths[:, None]
+
+    @cached_property
     def mask(self) -> Bool[Tensor, "batch token"]:
         """(B, N) True at the tokens that enter the likelihood: real, and scored."""
-        positions = torch.arange(self.tokens.shape[1], device=self.device)
-        real = positions < self.lengths[:, None]
-        return real if self.scored is None else real & self.scored
+        return self.real if self.scored is None else self.real & self.scored
+
+    @cached_property
+    def scored_index(self) -> Int[Tensor, " scored"]:
+        """Places of the scored tokens in the flattened (B · N): made once, since its length must be known on the host."""
+        return self.mask.flatten().nonzero()[:, 0]
 
     @cached_property
     def num_scored(self) -> Int[Tensor, " batch"]:
@@ -97,11 +104,8 @@ class TokenBatch:
         """(B,) 64-bit identities made from the real tokens alone.
 
         A sequence keeps its key in any batch, at any place and under any padding, which is what gives every sequence a
-        random stream of its own (`ltm_pyro.infer.noise`).
+        random stream of its own (`ltm_pyro.noise`).
         """
-        from ltm_pyro.noise import mix64
-
         positions = torch.arange(1, self.tokens.shape[1] + 1, device=self.device)
-        real = positions <= self.lengths[:, None]
-        terms = mix64(mix64(self.tokens) + positions * _GOLDEN)
-        return mix64(torch.where(real, terms, 0).sum(-1) + mix64(self.start) * _GOLDEN)
+        terms = mix64(mix64(self.tokens) + positions * GOLDEN)
+        return mix64(torch.where(self.real, terms, 0).sum(-1) + mix64(self.start) * GOLDEN)

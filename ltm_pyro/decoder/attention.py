@@ -1,0 +1,111 @@
+"""Windowed causal self-attention over tokens, and cross-attention from tokens to one layer's thoughts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ltm_pyro.decoder.cache import LayerCache
+from ltm_pyro.decoder.rotary import Rotation, rotate
+
+__all__ = ["CrossAttention", "SelfAttention", "window_mask"]
+
+
+def window_mask(
+    num_tokens: int, window: int, device: torch.device | str | None = None
+) -> Bool[Tensor, "query key"] | None:
+    """(N, N) True where query i sees key j: i - window < j <= i. None where plain causal attention is the same."""
+    if num_tokens <= window:
+        return None
+    offset = torch.arange(num_tokens, device=device)
+    distance = offset[:, None] - offset[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention in which a token sees itself and the ``window - 1`` tokens before it.
+
+    Args:
+        hidden: width H of the residual stream.
+        heads: number of heads; head_dim = H / heads.
+    """
+
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch token hidden"],
+        rope: Rotation,
+        mask: Bool[Tensor, "query key"] | None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch token hidden"]:
+        """Attends over the whole sequence; ``mask`` is `window_mask`'s. Fills ``cache`` where one is given."""
+        q, k, v = self._project(x, rope)
+        if cache is not None:
+            cache.fill(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self._merge(y)
+
+    def step(
+        self, x: Float[Tensor, "batch 1 hidden"], rope: Rotation, cache: LayerCache
+    ) -> Float[Tensor, "batch 1 hidden"]:
+        """Attends from one new token per sequence to what ``cache`` keeps of the window, the token included."""
+        q, k, v = self._project(x, rope)
+        keys, values, visible = cache.append(k, v)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+        return self._merge(y)
+
+    def _project(self, x: Tensor, rope: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return rotate(q, rope), rotate(k, rope), v
+
+    def _merge(self, y: Tensor) -> Tensor:
+        out: Tensor = self.out(rearrange(y, "b h n d -> b n (h d)"))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Attention from every token to its layer's thoughts; keys and values read thoughts of any width.
+
+    Args:
+        hidden: width H of the residual stream.
+        heads: number of heads.
+        thought_width: width of a thought vector, projected to H by the key and value maps.
+    """
+
+    def __init__(self, hidden: int, heads: int, thought_width: int):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(hidden, hidden, bias=False)
+        self.key = nn.Linear(thought_width, hidden, bias=False)
+        self.value = nn.Linear(thought_width, hidden, bias=False)
+        self.out = nn.Linear(hidden, hidden, bias=False)
+
+    def queries(
+        self, x: Float[Tensor, "batch token hidden"], rope: Rotation
+    ) -> Float[Tensor, "batch head token head_dim"]:
+        """Queries rotated by token position; they do not depend on the thoughts of this layer."""
+        return rotate(rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads), rope)
+
+    def memory(
+        self, thoughts: Float[Tensor, "batch slot width"], rope: Rotation
+    ) -> tuple[Float[Tensor, "batch head slot head_dim"], Float[Tensor, "batch head slot head_dim"]]:
+        """Keys, rotated by latent position, and values: constant while the thoughts are."""
+        k = rearrange(self.key(thoughts), "b n (h d) -> b h n d", h=self.heads)
+        v = rearrange(self.value(thoughts), "b n (h d) -> b h n d", h=self.heads)
+        return rotate(k, rope), v
+
+    def attend(
+        self, queries: Float[Tensor, "batch head token head_dim"], memory: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "batch token hidden"]:
+        """Every token sees every thought of its layer."""
+        y = F.scaled_dot_product_attention(queries, *memory)
+        out: Tensor = self.out(rearrange(y, "b h n d -> b n (h d)"))
+        return out

@@ -1,0 +1,187 @@
+"""ThoughtDecoder: the causal Transformer p(x | z) whose layer l cross-attends to its own thoughts z_l."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ltm_pyro.decoder.attention import window_mask
+from ltm_pyro.decoder.blocks import Block
+from ltm_pyro.decoder.cache import DecoderCache, LayerCache, Slots
+from ltm_pyro.decoder.rotary import Rotation, rotation
+from ltm_pyro.decoder.token_loss import target_log_prob
+
+__all__ = ["Stem", "ThoughtDecoder"]
+
+
+class Stem(NamedTuple):
+    """The decoder's work up to the first cross-attention: all that does not depend on the thoughts.
+
+    ``residual`` (B, N, H) is the residual stream, ``queries`` (B, heads, N, head_dim) are layer 1's cross-attention
+    queries.
+    """
+
+    residual: Tensor
+    queries: Tensor
+
+    def expand(self, particles: int) -> Stem:
+        """The same stem for ``particles`` sets of thoughts per sequence: leading dimension particles · B."""
+        if particles == 1:
+            return self
+        repeats = [particles] + [1] * (self.residual.dim() - 1)
+        return Stem(self.residual.repeat(*repeats), self.queries.repeat(*repeats, 1))
+
+
+class ThoughtDecoder(nn.Module):
+    r"""Pre-norm decoder with windowed self-attention, cross-attention to thoughts, SwiGLU, and tied embeddings.
+
+    .. math:: p_\beta(x \mid z) = \prod_n p_\beta(x_n \mid z, x_{<n})
+
+    Rotary positions: tokens by their index; thought k of a layer stands at token position
+    :math:`k \lfloor \text{max\_length} / N_z \rfloor`. Positions at and beyond ``max_length`` query the thoughts from
+    position ``max_length - 1``, the last distance that training has seen.
+
+    Args:
+        vocab_size: V.
+        layers: L.
+        hidden: H, a multiple of ``2 * heads``.
+        heads: attention heads.
+        thoughts_per_layer: n; N_z = L · n.
+        thought_width: width of a thought vector; None means H.
+        window: tokens that self-attention sees, the token itself included.
+        max_length: training length, which places the thoughts among the tokens.
+        rope_base: θ of RoPE.
+
+    References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        layers: int,
+        hidden: int,
+        heads: int,
+        thoughts_per_layer: int,
+        thought_width: int | None = None,
+        window: int = 256,
+        max_length: int = 1024,
+        rope_base: float = 10_000.0,
+    ):
+        super().__init__()
+        width = hidden if thought_width is None else thought_width
+        self.vocab_size = vocab_size
+        self.thought_shape = (layers, thoughts_per_layer, width)
+        self.window = window
+        self.max_length = max_length
+        self.rope_base = rope_base
+        self.head_dim = hidden // heads
+        self.embedding = nn.Embedding(vocab_size, hidden)
+        self.blocks = nn.ModuleList(Block(hidden, heads, width) for _ in range(layers))
+        self.norm = nn.RMSNorm(hidden, eps=1e-5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02²) everywhere, divided by √(2L) on the maps that write into the residual stream."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                nn.init.ones_(parameter)
+                continue
+            writes_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+            scale = 1 / math.sqrt(2 * len(self.blocks)) if writes_residual else 1.0
+            nn.init.normal_(parameter, std=0.02 * scale)
+
+    def stem(self, inputs: Int[Tensor, "batch token"]) -> Stem:
+        """Embedding, the first layer's self-attention, and its cross-attention queries."""
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        return self._stem(inputs, positions, None)
+
+    def forward(
+        self, stem: Stem, thoughts: Float[Tensor, "batch layer slot width"]
+    ) -> Float[Tensor, "batch token hidden"]:
+        """Final hidden states of whole sequences, given their `stem` and thoughts."""
+        positions = torch.arange(stem.residual.shape[1], device=stem.residual.device)
+        return self._run(stem, self._memory(thoughts), positions, None)
+
+    def token_log_prob(
+        self, hidden: Float[Tensor, "row hidden"], targets: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """log p(target | hidden) row by row; logits are never all held."""
+        return target_log_prob(hidden, self.embedding.weight, targets)
+
+    def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
+        """Unnormalised log-probabilities of the next token under the tied embedding."""
+        return hidden @ self.embedding.weight.T.to(hidden.dtype)
+
+    def prefill(
+        self,
+        inputs: Int[Tensor, "batch token"],
+        lengths: Int[Tensor, " batch"],
+        thoughts: Float[Tensor, "batch layer slot width"],
+    ) -> tuple[Float[Tensor, "batch hidden"], DecoderCache]:
+        """Reads right-padded ``inputs`` of 1 … N real tokens; returns the last real token's hidden state and a cache."""
+        slots = Slots(lengths, self.window)
+        cache = DecoderCache(slots, [LayerCache(slots) for _ in self.blocks], self._memory(thoughts))
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        hidden = self._run(self._stem(inputs, positions, cache), cache.memory, positions, cache)
+        return hidden[torch.arange(len(lengths), device=inputs.device), lengths - 1], cache
+
+    def step(self, inputs: Int[Tensor, " batch"], cache: DecoderCache) -> Float[Tensor, "batch hidden"]:
+        """Reads one more token per sequence; returns its hidden state and advances ``cache`` in place."""
+        positions = cache.slots.next[:, None]
+        cache.slots.advance()
+        stem = self._stem(inputs[:, None], positions, cache)
+        return self._run(stem, cache.memory, positions, cache)[:, 0]
+
+    def _memory(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor]]:
+        layers, per_layer, _ = self.thought_shape
+        spacing = self.max_length // (layers * per_layer)
+        rope = rotation(
+            torch.arange(per_layer, device=thoughts.device) * spacing, self.head_dim, self.rope_base
+        )
+        return [
+            block.cross_attention.memory(thoughts[:, layer], rope) for layer, block in enumerate(self.blocks)
+        ]
+
+    def _rotation(self, positions: Tensor) -> Rotation:
+        cos, sin = rotation(positions, self.head_dim, self.rope_base)
+        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+
+    def _self_attend(
+        self, layer: int, x: Tensor, rope: Rotation, mask: Tensor | None, cache: DecoderCache | None
+    ) -> Tensor:
+        block = self.blocks[layer]
+        attention, y = block.self_attention, block.self_norm(x)
+        if cache is not None and x.shape[1] == 1 and rope[0].dim() > 2:
+            return x + attention.step(y, rope, cache.layers[layer])
+        return x + attention(y, rope, mask, None if cache is None else cache.layers[layer])
+
+    def _queries(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+        block = self.blocks[layer]
+        rope = self._rotation(positions.clamp(max=self.max_length - 1))
+        queries: Tensor = block.cross_attention.queries(block.cross_norm(x), rope)
+        return queries
+
+    def _stem(self, inputs: Tensor, positions: Tensor, cache: DecoderCache | None) -> Stem:
+        mask = window_mask(inputs.shape[1], self.window, inputs.device)
+        x = self._self_attend(0, self.embedding(inputs), self._rotation(positions), mask, cache)
+        return Stem(x, self._queries(0, x, positions))
+
+    def _run(
+        self, stem: Stem, memory: list[tuple[Tensor, Tensor]], positions: Tensor, cache: DecoderCache | None
+    ) -> Tensor:
+        x, queries = stem
+        rope = self._rotation(positions)
+        mask = window_mask(x.shape[1], self.window, x.device)
+        for layer, block in enumerate(self.blocks):
+            if layer > 0:
+                x = self._self_attend(layer, x, rope, mask, cache)
+                queries = self._queries(layer, x, positions)
+            x = x + block.cross_attention.attend(queries, memory[layer])
+            x = x + block.feed_forward(block.feed_forward_norm(x))
+        normed: Tensor = self.norm(x)
+        return normed

@@ -1,0 +1,294 @@
+"""Fast-slow stochastic variational inference: local parameters by fast steps, the decoder by slow ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.decoder.transformer import Stem
+from ltm_pyro.errors import LTMError
+from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.infer.convergence import Convergence
+from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
+from ltm_pyro.infer.posterior import Posterior, autocasting
+from ltm_pyro.model import LatentThoughtModel
+from ltm_pyro.noise import SequenceGenerator, sequence_noise
+
+__all__ = ["FastConfig", "FastSlowSVI", "StepInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastConfig:
+    """Settings of the fast loop.
+
+    Args:
+        steps: T_fast.
+        lr: η_fast, Adam's step size on the local parameters at the start of a loop.
+        lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
+        betas: Adam's moment decays.
+        eps: Adam's ε.
+        noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step (the
+            released code).
+        slow_gradient: ``final`` takes the slow gradient at the final q (the paper); ``trajectory`` adds the gradients
+            met at every fast step (the released code).
+        tolerance: a sequence's fast loop ends once its running ELBO improves by less than this, in nats per token; None
+            takes every step. Reads one flag from the device per step.
+
+    Raises:
+        LTMError: a value out of range.
+    """
+
+    steps: int = 16
+    lr: float = 0.3
+    lr_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    noise: Literal["fresh", "fixed"] = "fresh"
+    slow_gradient: Literal["final", "trajectory"] = "final"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise LTMError(f"fast steps must be 0 or more, got {self.steps}")
+        if not self.lr > 0:
+            raise LTMError(f"the fast learning rate must be above 0, got {self.lr}")
+        if not 0 <= self.lr_decay <= 1:
+            raise LTMError(f"the fast learning rate's decay must lie in 0 … 1, got {self.lr_decay}")
+        if self.noise not in ("fresh", "fixed"):
+            raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
+        if self.slow_gradient not in ("final", "trajectory"):
+            raise LTMError(f"slow_gradient must be 'final' or 'trajectory', got {self.slow_gradient!r}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise LTMError(f"tolerance must be above 0, got {self.tolerance}: leave it out to take every fast step")
+
+    def lr_at(self, step: int, steps: int, lr: float) -> float:
+        """Cosine from ``lr`` at the first of ``steps`` fast steps to ``lr * lr_decay`` at the last."""
+        progress = step / max(steps - 1, 1)
+        return lr * (self.lr_decay + (1 - self.lr_decay) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one `FastSlowSVI.step` saw; tensors stay on the device.
+
+    Args:
+        loss: scalar, negative ELBO in nats per scored token over the batch.
+        terms: (B,) ELBO terms at the final q, before the slow update; None where the ELBO does not give them apart.
+        num_scored: (B,) scored tokens.
+        gradient_norm: scalar, norm of the slow gradient before clipping.
+        posterior: the batch's posteriors, under the weights before the update.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: ELBOTerms | None
+    num_scored: Tensor
+    gradient_norm: Float[Tensor, ""]
+    posteriors: Sequence[Posterior]
+
+
+class FastSlowSVI:
+    r"""Custom SVI with two time scales.
+
+    1. Fast, for every sequence on its own, with :math:`\beta` constant:
+       :math:`(\mu_b, \log \sigma^2_b) \leftarrow \mathrm{Adam}_{\eta_{fast}}(-\nabla L_b)`, T_fast times.
+    2. Slow: one step of ``slow`` on :math:`-\sum_b L_b / \sum_b N_b`, which is the batch mean of :math:`-L_b` up to the
+       mean number of tokens, so that clipping and ε mean the same at every length.
+
+    The loss of the fast loop is summed over sequences and the noise of each is its own (`SequenceGenerator`), so a sequence's
+    posterior depends neither on its batch nor on its place there.
+
+    Args:
+        model: generative program; its parameters are slow.
+        guide: family of q; its module parameters are slow, too.
+        fast: settings of the fast loop.
+        slow: optimiser of the slow parameters; None if only `infer` is called.
+        elbo: any differentiable ELBO of Pyro; None is `SequenceELBO`, which gives the terms apart.
+        clip_norm: the slow gradient's norm is clipped to this; None leaves it.
+        autocast: type of the decoder's products (bfloat16, say); None for the weights' own.
+
+    References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors; Hoffman et
+    al. (2013), Stochastic Variational Inference.
+    """
+
+    def __init__(
+        self,
+        model: LatentThoughtModel,
+        guide: Guide,
+        *,
+        fast: FastConfig | None = None,
+        slow: torch.optim.Optimizer | None = None,
+        elbo: ELBO | None = None,
+        clip_norm: float | None = None,
+        autocast: torch.dtype | None = None,
+    ):
+        self.model = model
+        self.guide = guide
+        self.fast = fast or FastConfig()
+        self.slow = slow
+        self.elbo = elbo or SequenceELBO()
+        self.clip_norm = clip_norm
+        self.autocast = autocast
+        if self.fast.tolerance is not None and not isinstance(self.elbo, SequenceELBO):
+            raise LTMError("a tolerance needs each sequence's own ELBO: leave elbo out, or pass a SequenceELBO")
+
+    def infer(
+        self, batch: TokenBatch, *, steps: int | None = None, seed: int | None = None, lr: float | None = None
+    ) -> Posterior:
+        """Fits q(z | x) to every sequence; the decoder is constant.
+
+        Args:
+            batch: the sequences.
+            steps: T_fast; None takes the configured number.
+            seed: of the sequences' noise; None draws one from torch's global stream.
+            lr: η_fast; None takes the configured one.
+        """
+        seed = _draw_seed() if seed is None else seed
+        generator = SequenceGenerator(batch.keys, seed)
+        with _constant(self.model, self.guide):
+            local, taken = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr, [])
+        return Posterior(self.model, self.guide, batch, local, seed, taken, self.autocast)
+
+    def step(
+        self,
+        batch: TokenBatch,
+        *,
+        micro_batch_size: int | None = None,
+        seed: int | None = None,
+        lr: float | None = None,
+    ) -> StepInfo:
+        """Infers every sequence, then takes one slow step on the batch.
+
+        Args:
+            batch: the sequences.
+            micro_batch_size: sequences that are inferred at once, their slow gradients added up; None takes all. The
+                result is that of the whole batch up to rounding.
+            seed: of the sequences' noise; None draws one from torch's global stream.
+            lr: η_fast; None takes the configured one.
+
+        Raises:
+            LTMError: there is no slow optimiser.
+        """
+        if self.slow is None:
+            raise LTMError("FastSlowSVI.step needs a slow optimiser: pass slow=torch.optim.AdamW(model.parameters(), …)")
+        seed = _draw_seed() if seed is None else seed
+        size = micro_batch_size or len(batch)
+        weights = [p for group in self.slow.param_groups for p in group["params"]]
+        self.slow.zero_grad(set_to_none=True)
+        total = batch.num_scored.sum().clamp(min=1)
+        losses, terms, posteriors = [], [], []
+        for start in range(0, len(batch), size):
+            part = batch[slice(start, start + size)]
+            loss, part_terms, posterior = self._accumulate(part, seed, lr, weights, total)
+            losses.append(loss)
+            terms.append(part_terms)
+            posteriors.append(posterior)
+        gradients = [p.grad for p in weights if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(weights, self.clip_norm, norm)
+        self.slow.step()
+        known = [t for t in terms if t is not None]
+        return StepInfo(
+            loss=torch.stack(losses).sum(),
+            terms=ELBOTerms.cat(known) if len(known) == len(terms) else None,
+            num_scored=batch.num_scored,
+            gradient_norm=norm,
+            posteriors=posteriors,
+        )
+
+    def _accumulate(
+        self, batch: TokenBatch, seed: int, lr: float | None, weights: list[Tensor], total: Tensor
+    ) -> tuple[Tensor, ELBOTerms | None, Posterior]:
+        """Infers a micro-batch and adds its slow gradient to the weights' ``grad``."""
+        generator = SequenceGenerator(batch.keys, seed)
+        if self.fast.slow_gradient == "trajectory":
+            local, taken = self._fit(batch, generator, self.fast.steps, lr, weights, scale=total)
+        else:
+            with _constant(self.model, self.guide):
+                local, taken = self._fit(batch, generator, self.fast.steps, lr, [])
+        if self.fast.noise == "fixed":
+            generator.draws = self._first_draw
+        loss, terms = self._evaluate(batch, local, generator, None)
+        (loss / total).backward()
+        posterior = Posterior(self.model, self.guide, batch, local, seed, taken, self.autocast)
+        return loss.detach() / total, None if terms is None else terms.detach(), posterior
+
+    def _fit(
+        self,
+        batch: TokenBatch,
+        generator: SequenceGenerator,
+        steps: int,
+        lr: float | None,
+        weights: list[Tensor],
+        scale: Tensor | None = None,
+    ) -> tuple[LocalParams, int]:
+        """The fast loop; gradients for ``weights`` are added to their ``grad`` where there are any."""
+        lr = self.fast.lr if lr is None else lr
+        local = self.guide.init_local(batch, generator)
+        self._first_draw = generator.draws
+        if not local:
+            return local, 0
+        stem = None
+        if not weights:
+            with torch.no_grad(), autocasting(batch.device, self.autocast):
+                stem = self.model.stem(batch)
+        leaves = list(local.values())
+        adam = torch.optim.Adam(leaves, lr=lr, betas=self.fast.betas, eps=self.fast.eps)
+        watch = None if self.fast.tolerance is None else Convergence(self.fast.tolerance * batch.num_scored)
+        taken = 0
+        for t in range(steps):
+            if self.fast.noise == "fixed":
+                generator.draws = self._first_draw
+            loss, terms = self._evaluate(batch, local, generator, stem)
+            gradients = torch.autograd.grad(loss, leaves + weights, allow_unused=True)
+            for leaf, gradient in zip(leaves, gradients, strict=False):
+                leaf.grad = gradient
+            for weight, gradient in zip(weights, gradients[len(leaves) :], strict=True):
+                if gradient is not None:
+                    share = gradient if scale is None else gradient / scale
+                    weight.grad = share if weight.grad is None else weight.grad + share
+            adam.param_groups[0]["lr"] = self.fast.lr_at(t, steps, lr)
+            held = None if watch is None or terms is None else watch.hold(leaves, terms.elbo)
+            adam.step()
+            taken += 1
+            if held is not None and held():
+                break
+        return {name: value.detach() for name, value in local.items()}, taken
+
+    def _evaluate(
+        self, batch: TokenBatch, local: LocalParams, generator: SequenceGenerator, stem: Stem | None
+    ) -> tuple[Tensor, ELBOTerms | None]:
+        """-Σ_b L_b and, where the ELBO gives them, its terms."""
+        model, guide = partial(self.model, batch, stem=stem), partial(self.guide, batch, local)
+        with sequence_noise(generator), autocasting(batch.device, self.autocast):
+            if isinstance(self.elbo, SequenceELBO):
+                terms = self.elbo.terms(model, guide)
+                return -terms.elbo.sum(), terms
+            return self.elbo.differentiable_loss(model, guide), None
+
+
+def _draw_seed() -> int:
+    return int(torch.randint(2**62, ()))
+
+
+@contextmanager
+def _constant(*modules: nn.Module) -> Iterator[None]:
+    """Inside, no parameter of the modules asks for a gradient: a third of the backward pass is not done at all."""
+    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)

@@ -1,0 +1,200 @@
+"""Posterior: what the fast loop found for a batch, as an object that samples, scores, moves and saves itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.errors import LTMError
+from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
+from ltm_pyro.model import LatentThoughtModel
+from ltm_pyro.noise import SequenceGenerator, sequence_noise
+
+__all__ = ["Posterior"]
+
+_FORMAT = "ltm-pyro posterior 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """q(z | x) of every sequence of a batch.
+
+    Every draw made here is new noise, drawn after the fit, from the sequences' own streams: repeating a call on an equal
+    posterior repeats its numbers, and a sequence's numbers do not depend on its batch.
+
+    Args:
+        model: the generative program that was inferred under.
+        guide: family of q.
+        batch: the sequences.
+        local: fitted local parameters, each with leading dimension B.
+        seed: seed of the sequences' streams.
+        steps_taken: fast steps behind ``local``.
+        autocast: type of the decoder's products, None for their own.
+    """
+
+    model: LatentThoughtModel
+    guide: Guide
+    batch: TokenBatch
+    local: LocalParams
+    seed: int
+    steps_taken: int
+    autocast: torch.dtype | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def mean(self) -> Float[Tensor, "batch layer slot width"]:
+        """Thoughts (B, L, n, H) with every latent site at its mean, or at its median where the support is constrained.
+
+        This is the posterior mean of the thoughts wherever the prior's thoughts are linear in its sites.
+        """
+        with torch.no_grad(), _at_location():
+            trace = poutine.trace(self._guide).get_trace()
+            return self._thoughts(trace)
+
+    def sites(self, num: int = 1) -> dict[str, Tensor]:
+        """``num`` draws of every latent site by name, each (num, B, …)."""
+        with self._drawing(self._streams("sample")):
+            trace = poutine.trace(_particles(num, self._guide)).get_trace()
+        return {n: s["value"] for n, s in trace.nodes.items() if n in _latent_names(trace)}
+
+    def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
+        """``num`` draws of the thoughts z ~ q(z | x)."""
+        with self._drawing(self._streams("sample")):
+            trace = poutine.trace(_particles(num, self._guide)).get_trace()
+            return self._thoughts(trace, num)
+
+    @cached_property
+    def terms(self) -> ELBOTerms:
+        """Expected log-likelihood and KL of every sequence, from one draw made after the fit."""
+        return self.elbo_terms()
+
+    @property
+    def kl(self) -> Float[Tensor, " batch"]:
+        """(B,) KL(q ‖ p) of each sequence in nats."""
+        return self.terms.kl
+
+    def elbo_terms(self, num_particles: int = 1) -> ELBOTerms:
+        """Terms of every sequence's ELBO averaged over ``num_particles`` draws made after the fit."""
+        elbo = SequenceELBO(num_particles)
+        with self._drawing(self._streams("score")), autocasting(self.batch.device, self.autocast):
+            return elbo.terms(partial(self.model, self.batch), self._guide)
+
+    def to(self, device: torch.device | str) -> Posterior:
+        """The same posterior with its tensors elsewhere; drawing and scoring need the model on that device too."""
+        moved = replace(
+            self, batch=self.batch.to(device), local={name: value.to(device) for name, value in self.local.items()}
+        )
+        if "terms" in self.__dict__:
+            terms = ELBOTerms(self.terms.log_likelihood.to(device), self.terms.kl.to(device))
+            moved.__dict__["terms"] = terms
+        return moved
+
+    def save(self, path: str | Path) -> None:
+        """Writes the local parameters and the batch to one safetensors file."""
+        from safetensors.torch import save_file
+
+        batch = {"tokens": self.batch.tokens, "lengths": self.batch.lengths, "start": self.batch.start}
+        if self.batch.scored is not None:
+            batch["scored"] = self.batch.scored
+        tensors = {f"local.{name}": value for name, value in self.local.items()}
+        tensors |= {f"batch.{name}": value for name, value in batch.items()}
+        about = {"format": _FORMAT, "guide": type(self.guide).__name__, "seed": self.seed, "steps": self.steps_taken}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(tensors, str(path), metadata={"ltm_pyro": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path, model: LatentThoughtModel, guide: Guide) -> Posterior:
+        """Reads what `save` wrote, onto the CPU.
+
+        Raises:
+            LTMError: the file is missing, damaged, no posterior, or was fitted with another guide.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("ltm_pyro", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise LTMError(f"cannot read the posterior {path}: {error}; give a file that Posterior.save wrote") from error
+        if about.get("format") != _FORMAT:
+            raise LTMError(f"{path} holds no posterior of this version: give a file that Posterior.save wrote")
+        if about["guide"] != type(guide).__name__:
+            raise LTMError(f"{path} was fitted with {about['guide']}, not {type(guide).__name__}: pass that guide")
+        parts: dict[str, dict[str, Tensor]] = {"local": {}, "batch": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = value
+        return cls(model, guide, TokenBatch(**parts["batch"]), parts["local"], about["seed"], about["steps"])
+
+    def _guide(self) -> None:
+        self.guide(self.batch, self.local)
+
+    def _streams(self, purpose: str) -> SequenceGenerator:
+        # One family of streams for each kind of draw, none of them the one that the fit has seen.
+        offset = {"sample": 1, "score": 2}[purpose]
+        return SequenceGenerator(self.batch.keys, self.seed + (offset << 40))
+
+    @contextmanager
+    def _drawing(self, generator: SequenceGenerator) -> Iterator[None]:
+        with torch.no_grad(), sequence_noise(generator):
+            yield
+
+    def _thoughts(self, guide_trace: Any, particles: int | None = None) -> Tensor:
+        def prior() -> Tensor:
+            with pyro.plate("sequences", len(self.batch), dim=-1):
+                thoughts: Tensor = self.model.prior(len(self.batch))
+            return thoughts
+
+        program = prior if particles is None else _particles(particles, prior)
+        thoughts: Tensor = poutine.replay(program, trace=guide_trace)()
+        return thoughts
+
+
+class _at_location(Messenger):  # noqa: N801 - effect handlers are lower-case in Pyro
+    """Effect handler: every site takes its mean, pushed through the transforms of a transformed distribution."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) and not msg["is_observed"] and msg["value"] is None:
+            msg["value"] = _location(msg["fn"])
+
+
+def _location(fn: Any) -> Tensor:
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        value = _location(fn.base_dist)
+        for transform in fn.transforms:
+            value = transform(value)
+        return value
+    mean: Tensor = fn.mean
+    return mean
+
+
+def _particles(num: int, program: Callable[[], Any]) -> Callable[[], Any]:
+    wrapped: Callable[[], Any] = pyro.plate("particles", num, dim=-2)(program)
+    return wrapped
+
+
+def _latent_names(trace: Any) -> set[str]:
+    return {n for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to ``dtype`` on ``device``, or no autocast where ``dtype`` is None."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

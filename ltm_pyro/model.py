@@ -1,0 +1,74 @@
+"""LatentThoughtModel: p(z) p_β(x | z) for a plate of sequences."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.decoder.transformer import Stem, ThoughtDecoder
+from ltm_pyro.errors import LTMError
+from ltm_pyro.likelihood import TokenSequence
+from ltm_pyro.priors.base import Prior
+
+__all__ = ["LatentThoughtModel"]
+
+
+class LatentThoughtModel(nn.Module):
+    r"""The generative program of a Latent Thought Language Model.
+
+    .. math:: z_b \sim p(z), \qquad x_b \mid z_b \sim \prod_n p_\beta(x_{bn} \mid z_b, x_{b,<n}), \qquad b = 1 \dots B
+
+    Sites: those of the prior, and ``tokens`` with event shape (N,), all in the plate ``sequences`` (dim -1).
+
+    Args:
+        decoder: network of the likelihood.
+        prior: p(z), over thoughts of ``decoder.thought_shape``.
+
+    Raises:
+        LTMError: the prior's thoughts have another shape than the decoder's.
+    """
+
+    def __init__(self, decoder: ThoughtDecoder, prior: Prior):
+        super().__init__()
+        if tuple(prior.shape) != tuple(decoder.thought_shape):
+            raise LTMError(
+                f"the prior makes thoughts of shape {tuple(prior.shape)} but the decoder reads {decoder.thought_shape}: "
+                "build the prior with shape = decoder.thought_shape"
+            )
+        self.decoder = decoder
+        self.prior = prior
+
+    def forward(self, batch: TokenBatch, *, observed: bool = True, stem: Stem | None = None) -> Tensor:
+        """Runs the program; returns the tokens (…, B, N).
+
+        Args:
+            batch: sequences to condition on, or whose lengths and start tokens a sample takes.
+            observed: whether ``batch.tokens`` are the data; False samples them.
+            stem: what `stem` returned for this batch, where the caller has it already.
+        """
+        with pyro.plate("sequences", len(batch), dim=-1):
+            thoughts = self.prior(len(batch))
+            likelihood = self.likelihood(thoughts, batch, stem)
+            tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.tokens if observed else None)
+        return tokens
+
+    def likelihood(
+        self, thoughts: Float[Tensor, "*particles batch layer slot width"], batch: TokenBatch, stem: Stem | None
+    ) -> TorchDistribution:
+        """p(x | z) for the batch; a subclass that overrides this one swaps the likelihood and keeps all else."""
+        return TokenSequence(self.decoder, thoughts, batch, stem=stem)
+
+    def stem(self, batch: TokenBatch) -> Stem | None:
+        """The likelihood's work that does not depend on the thoughts, done once per fast loop."""
+        return self.decoder.stem(batch.inputs)
+
+    @torch.no_grad()
+    def sample_prior(self, num: int) -> Float[Tensor, "num layer slot width"]:
+        """``num`` sets of thoughts z ~ p(z), from Pyro's seeded global stream."""
+        with pyro.plate("sequences", num, dim=-1):
+            thoughts: Tensor = self.prior(num)
+        return thoughts
