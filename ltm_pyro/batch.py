@@ -35,9 +35,7 @@ class TokenBatch:
     scored: Bool[Tensor, "batch token"] | None = None
 
     @classmethod
-    def from_lists(
-        cls, sequences: Sequence[Sequence[int]], start: int | Sequence[int], *, pad: int = 0
-    ) -> TokenBatch:
+    def from_lists(cls, sequences: Sequence[Sequence[int]], start: int | Sequence[int], *, pad: int = 0) -> TokenBatch:
         """Pads lists of token ids on the right with ``pad``.
 
         Raises:
@@ -91,7 +89,7 @@ class TokenBatch:
 
     @cached_property
     def scored_index(self) -> Int[Tensor, " scored"]:
-        """Places of the scored tokens in the flattened (B · N): made once, since its length must be known on the host."""
+        """Places of the scored tokens in the flattened (B · N): made once, its length being known on the host."""
         return self.mask.flatten().nonzero()[:, 0]
 
     @cached_property

@@ -88,7 +88,7 @@ class TokenSequence(TorchDistribution):
         return self.token_log_prob(value).sum(-1)
 
     def sample(self, sample_shape: Any = ()) -> Int[Tensor, "*shape token"]:
-        """Token sequences by cached decoding: (\\*sample_shape, …, B, N)."""
+        r"""Token sequences by cached decoding: (\*sample_shape, …, B, N)."""
         shape = torch.Size(sample_shape) + self.batch_shape
         thoughts = self.thoughts.expand(*shape, *self.thoughts.shape[-3:]).flatten(0, len(shape) - 1)
         start = self.batch.start.expand(shape).reshape(-1, 1)

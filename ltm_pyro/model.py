@@ -36,8 +36,8 @@ class LatentThoughtModel(nn.Module):
         super().__init__()
         if tuple(prior.shape) != tuple(decoder.thought_shape):
             raise LTMError(
-                f"the prior makes thoughts of shape {tuple(prior.shape)} but the decoder reads {decoder.thought_shape}: "
-                "build the prior with shape = decoder.thought_shape"
+                f"the prior makes thoughts of shape {tuple(prior.shape)} but the decoder reads "
+                f"{decoder.thought_shape}: build the prior with shape = decoder.thought_shape"
             )
         self.decoder = decoder
         self.prior = prior

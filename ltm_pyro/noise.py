@@ -1,7 +1,7 @@
 """One stream of standard-normal noise per sequence, and the effect handler that feeds it to Pyro's sample sites.
 
-Pyro's sites draw from one global stream, so the noise that a sequence meets depends on which others share its batch. Here
-every draw is a function of (seed, key of the sequence, number of the draw, index of the entry) and of nothing else.
+Pyro's sites draw from one global stream, so the noise that a sequence meets depends on which others share its batch.
+Here a draw is a function of the seed, the sequence's key, the number of the draw and the entry, and of nothing else.
 
 References: Salmon et al. (2011), Parallel Random Numbers: As Easy as 1, 2, 3; Steele et al. (2014), Fast Splittable
 Pseudorandom Number Generators (the mixing function, in Stafford's variant 13).
@@ -10,7 +10,7 @@ Pseudorandom Number Generators (the mixing function, in Stafford's variant 13).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -73,7 +73,7 @@ class SequenceGenerator:
         return noise.view(batch, *particles, *event_shape).movedim(0, len(particles))
 
 
-class sequence_noise(Messenger):  # noqa: N801 - effect handlers are lower-case in Pyro
+class sequence_noise(Messenger):
     """Effect handler: reparameterised sites in the sequences' plate (dim -1) draw from a `SequenceGenerator`.
 
     Handles Normal, LowRankMultivariateNormal and their Independent and Transformed forms. Any other distribution draws
@@ -114,8 +114,9 @@ def _draw(fn: Any, generator: SequenceGenerator, event_dim: int) -> Tensor | Non
         shape = fn.batch_shape
         shared = _noise((*shape, rank), generator, event_dim, fn.loc.dtype)
         own = _noise((*shape, *fn.event_shape), generator, event_dim, fn.loc.dtype)
-        value = fn.loc + (factor @ shared[..., None])[..., 0]
-        return value + fn._unbroadcasted_cov_diag.sqrt() * own
+        correlated: Tensor = (factor @ shared[..., None])[..., 0]
+        value = fn.loc + correlated + fn._unbroadcasted_cov_diag.sqrt() * own
+        return cast(Tensor, value)
     return None
 
 

@@ -14,8 +14,8 @@ __all__ = ["DecoderCache", "LayerCache", "Slots"]
 class Slots:
     """Which token position each of the W ring-buffer slots of each sequence holds; shared by all layers.
 
-    Token position p lives in slot p mod W, so the cache never grows beyond the window, and sequences of different lengths
-    share one batch.
+    Token position p lives in slot p mod W, so the cache never grows beyond the window, and sequences of different
+    lengths share one batch.
 
     Args:
         lengths: (B,) tokens of each sequence that the cache starts with.

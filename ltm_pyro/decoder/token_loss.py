@@ -19,7 +19,7 @@ __all__ = ["target_log_prob"]
 def target_log_prob(
     hidden: Float[Tensor, "row hidden"], weight: Float[Tensor, "vocab hidden"], targets: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """log softmax(hidden @ weight.T)[target] for each row, at least float32.
+    """Log softmax(hidden @ weight.T)[target] for each row, at least float32.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in autocast's type.
     """
@@ -60,7 +60,7 @@ class _TargetLogProb(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if len(ctx.saved_tensors) == 1:
             (gradient,) = ctx.saved_tensors
             return gradient * grad[:, None].to(gradient.dtype), None, None

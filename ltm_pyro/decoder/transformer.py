@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -110,7 +110,7 @@ class ThoughtDecoder(nn.Module):
     def token_log_prob(
         self, hidden: Float[Tensor, "row hidden"], targets: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
-        """log p(target | hidden) row by row; logits are never all held."""
+        """Log p(target | hidden) row by row; logits are never all held."""
         return target_log_prob(hidden, self.embedding.weight, targets)
 
     def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
@@ -123,7 +123,7 @@ class ThoughtDecoder(nn.Module):
         lengths: Int[Tensor, " batch"],
         thoughts: Float[Tensor, "batch layer slot width"],
     ) -> tuple[Float[Tensor, "batch hidden"], DecoderCache]:
-        """Reads right-padded ``inputs`` of 1 … N real tokens; returns the last real token's hidden state and a cache."""
+        """Reads right-padded ``inputs`` of 1 … N real tokens; returns the last one's hidden state and a cache."""
         slots = Slots(lengths, self.window)
         cache = DecoderCache(slots, [LayerCache(slots) for _ in self.blocks], self._memory(thoughts))
         positions = torch.arange(inputs.shape[1], device=inputs.device)
@@ -140,35 +140,34 @@ class ThoughtDecoder(nn.Module):
     def _memory(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor]]:
         layers, per_layer, _ = self.thought_shape
         spacing = self.max_length // (layers * per_layer)
-        rope = rotation(
-            torch.arange(per_layer, device=thoughts.device) * spacing, self.head_dim, self.rope_base
-        )
-        return [
-            block.cross_attention.memory(thoughts[:, layer], rope) for layer, block in enumerate(self.blocks)
-        ]
+        rope = rotation(torch.arange(per_layer, device=thoughts.device) * spacing, self.head_dim, self.rope_base)
+        return [self._block(i).cross_attention.memory(thoughts[:, i], rope) for i in range(layers)]
 
     def _rotation(self, positions: Tensor) -> Rotation:
         cos, sin = rotation(positions, self.head_dim, self.rope_base)
-        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+        return (cos[:, None], sin[:, None]) if _one_per_sequence(positions) else (cos, sin)
 
     def _self_attend(
-        self, layer: int, x: Tensor, rope: Rotation, mask: Tensor | None, cache: DecoderCache | None
+        self, layer: int, x: Tensor, positions: Tensor, rope: Rotation, mask: Tensor | None, cache: DecoderCache | None
     ) -> Tensor:
-        block = self.blocks[layer]
-        attention, y = block.self_attention, block.self_norm(x)
-        if cache is not None and x.shape[1] == 1 and rope[0].dim() > 2:
-            return x + attention.step(y, rope, cache.layers[layer])
-        return x + attention(y, rope, mask, None if cache is None else cache.layers[layer])
+        block = self._block(layer)
+        y = block.self_norm(x)
+        layer_cache = None if cache is None else cache.layers[layer]
+        if layer_cache is not None and _one_per_sequence(positions):
+            return x + block.self_attention.step(y, rope, layer_cache)
+        return x + block.self_attention(y, rope, mask, layer_cache)  # type: ignore[no-any-return]
 
     def _queries(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
-        block = self.blocks[layer]
+        block = self._block(layer)
         rope = self._rotation(positions.clamp(max=self.max_length - 1))
-        queries: Tensor = block.cross_attention.queries(block.cross_norm(x), rope)
-        return queries
+        return block.cross_attention.queries(block.cross_norm(x), rope)
+
+    def _block(self, layer: int) -> Block:
+        return cast(Block, self.blocks[layer])
 
     def _stem(self, inputs: Tensor, positions: Tensor, cache: DecoderCache | None) -> Stem:
         mask = window_mask(inputs.shape[1], self.window, inputs.device)
-        x = self._self_attend(0, self.embedding(inputs), self._rotation(positions), mask, cache)
+        x = self._self_attend(0, self.embedding(inputs), positions, self._rotation(positions), mask, cache)
         return Stem(x, self._queries(0, x, positions))
 
     def _run(
@@ -177,11 +176,17 @@ class ThoughtDecoder(nn.Module):
         x, queries = stem
         rope = self._rotation(positions)
         mask = window_mask(x.shape[1], self.window, x.device)
-        for layer, block in enumerate(self.blocks):
+        for layer in range(len(self.blocks)):
+            block = self._block(layer)
             if layer > 0:
-                x = self._self_attend(layer, x, rope, mask, cache)
+                x = self._self_attend(layer, x, positions, rope, mask, cache)
                 queries = self._queries(layer, x, positions)
             x = x + block.cross_attention.attend(queries, memory[layer])
             x = x + block.feed_forward(block.feed_forward_norm(x))
         normed: Tensor = self.norm(x)
         return normed
+
+
+def _one_per_sequence(positions: Tensor) -> bool:
+    """Whether each sequence decodes one token at a position (B, 1) of its own, rather than all share (N,)."""
+    return positions.dim() == 2

@@ -43,7 +43,7 @@ class LatentSite:
 def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
     """The prior's continuous latent sites in the order in which it samples them.
 
-    Discrete sites are left out: they are summed out by enumeration, not guided. Leaves the global random stream as it was.
+    Discrete sites are left out, being summed by enumeration. The global random stream is left as it was.
 
     Raises:
         LTMError: a site stands outside the plate of sequences, or the prior samples nothing.
@@ -57,8 +57,8 @@ def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
         fn = site["fn"]
         if fn.batch_shape != (_PROBE,):
             raise LTMError(
-                f"latent site {name!r} has batch shape {tuple(fn.batch_shape)} for {_PROBE} sequences, expected ({_PROBE},): "
-                "a prior samples inside the plate of sequences and declares every other dimension with .to_event()"
+                f"latent site {name!r} has batch shape {tuple(fn.batch_shape)} for {_PROBE} sequences, expected "
+                f"({_PROBE},): sample it inside the plate of sequences, every other dimension declared with .to_event()"
             )
         if fn.support.is_discrete:
             continue

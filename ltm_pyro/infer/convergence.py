@@ -14,8 +14,8 @@ __all__ = ["Convergence"]
 class Convergence:
     """Holds the local parameters of every sequence whose running ELBO has stopped improving.
 
-    The running ELBO is the mean over the last four fast steps, held against that over the four before: single values carry
-    the noise of their draw. Each sequence is judged alone, so its posterior still does not depend on its batch.
+    The running ELBO is the mean over the last four fast steps, held against that over the four before: single values
+    carry the noise of their draw. Each sequence is judged alone, so its posterior still does not depend on its batch.
 
     Args:
         tolerance: (B,) least improvement, in nats per sequence.
@@ -35,7 +35,9 @@ class Convergence:
         """
         self._history = [*self._history[1 - 2 * self.span :], elbo.detach()]
         if len(self._history) == 2 * self.span:
-            before, now = (torch.stack(part).mean(0) for part in (self._history[: self.span], self._history[self.span :]))
+            before, now = (
+                torch.stack(part).mean(0) for part in (self._history[: self.span], self._history[self.span :])
+            )
             self.done = self.done | (now - before < self.tolerance)
         done, kept = self.done, [leaf.detach().clone() for leaf in leaves]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -48,7 +48,7 @@ class ELBOTerms:
         return ELBOTerms(torch.cat([p.log_likelihood for p in parts]), torch.cat([p.kl for p in parts]))
 
 
-class SequenceELBO(ELBO):  # type: ignore[misc]
+class SequenceELBO(ELBO):
     r"""Pyro's ELBO for programs whose every site stands in the plate of sequences (dim -1).
 
     .. math:: L_b = E_q[\log p_\beta(x_b \mid z_b)] - \mathrm{KL}(q(z_b \mid x_b) \,\|\, p(z_b))
@@ -61,7 +61,7 @@ class SequenceELBO(ELBO):  # type: ignore[misc]
     """
 
     def __init__(self, num_particles: int = 1):
-        super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        super().__init__(num_particles, max_plate_nesting=1, vectorize_particles=True)  # type: ignore[no-untyped-call]
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> ELBOTerms:
         """Runs guide and model once; differentiable in whatever they depend on.
@@ -69,7 +69,8 @@ class SequenceELBO(ELBO):  # type: ignore[misc]
         Raises:
             LTMError: a latent site that the guide does not sample, or samples without a reparameterised draw.
         """
-        model_trace, guide_trace = self._get_vectorized_trace(model, guide, args, kwargs)
+        model, guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
         # A closed-form KL averages over its own site alone, so it needs the guide's later sites to be the model's too.
         latent = [n for n, site in model_trace.nodes.items() if _is_latent(site)]
         same_order = latent == [n for n, site in guide_trace.nodes.items() if _is_latent(site)]
@@ -87,8 +88,8 @@ class SequenceELBO(ELBO):  # type: ignore[misc]
                 raise LTMError(f"the guide does not sample the latent site {name!r}: every site of the prior needs one")
             if not guided["fn"].has_rsample:
                 raise LTMError(
-                    f"the guide samples {name!r} from {type(guided['fn']).__name__}, which has no reparameterised draw: use "
-                    "a continuous distribution, or pass a pyro.infer ELBO that enumerates the site"
+                    f"the guide samples {name!r} from {type(guided['fn']).__name__}, which has no reparameterised "
+                    "draw: use a continuous distribution, or pass a pyro.infer ELBO that enumerates the site"
                 )
             kl = kl + self._per_sequence(_site_kl(guided, site, exact=same_order), site)
         return ELBOTerms(_as_tensor(log_likelihood), _as_tensor(kl))
@@ -105,7 +106,7 @@ class SequenceELBO(ELBO):  # type: ignore[misc]
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """-Σ_b L_b as a number, after its backward pass."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -119,10 +120,11 @@ class SequenceELBO(ELBO):  # type: ignore[misc]
         return pyro.plate("particles", self.num_particles, dim=-2)(fn)
 
     def _per_sequence(self, value: Tensor, site: Any) -> Tensor:
-        value = scale_and_mask(value, scale=site["scale"], mask=site["mask"])
+        value = cast(Tensor, scale_and_mask(value, scale=site["scale"], mask=site["mask"]))
         if value.dim() == 1:
             return value
-        return value.sum(dim=tuple(range(value.dim() - 1))) / self.num_particles
+        total: Tensor = value.sum(dim=tuple(range(value.dim() - 1))) / self.num_particles
+        return total
 
 
 def _is_latent(site: Any) -> bool:

@@ -37,8 +37,8 @@ class FastConfig:
         lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
         betas: Adam's moment decays.
         eps: Adam's ε.
-        noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step (the
-            released code).
+        noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step
+            (the released code).
         slow_gradient: ``final`` takes the slow gradient at the final q (the paper); ``trajectory`` adds the gradients
             met at every fast step (the released code).
         tolerance: a sequence's fast loop ends once its running ELBO improves by less than this, in nats per token; None
@@ -104,8 +104,8 @@ class FastSlowSVI:
     2. Slow: one step of ``slow`` on :math:`-\sum_b L_b / \sum_b N_b`, which is the batch mean of :math:`-L_b` up to the
        mean number of tokens, so that clipping and ε mean the same at every length.
 
-    The loss of the fast loop is summed over sequences and the noise of each is its own (`SequenceGenerator`), so a sequence's
-    posterior depends neither on its batch nor on its place there.
+    The loss of the fast loop is summed over sequences and the noise of each is its own (`SequenceGenerator`), so a
+    sequence's posterior depends neither on its batch nor on its place there.
 
     Args:
         model: generative program; its parameters are slow.
@@ -116,8 +116,8 @@ class FastSlowSVI:
         clip_norm: the slow gradient's norm is clipped to this; None leaves it.
         autocast: type of the decoder's products (bfloat16, say); None for the weights' own.
 
-    References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors; Hoffman et
-    al. (2013), Stochastic Variational Inference.
+    References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors; Hoffman
+    et al. (2013), Stochastic Variational Inference.
     """
 
     def __init__(
@@ -179,7 +179,9 @@ class FastSlowSVI:
             LTMError: there is no slow optimiser.
         """
         if self.slow is None:
-            raise LTMError("FastSlowSVI.step needs a slow optimiser: pass slow=torch.optim.AdamW(model.parameters(), …)")
+            raise LTMError(
+                "FastSlowSVI.step needs a slow optimiser: pass slow=torch.optim.AdamW(model.parameters(), …)"
+            )
         seed = _draw_seed() if seed is None else seed
         size = micro_batch_size or len(batch)
         weights = [p for group in self.slow.param_groups for p in group["params"]]
@@ -274,7 +276,8 @@ class FastSlowSVI:
             if isinstance(self.elbo, SequenceELBO):
                 terms = self.elbo.terms(model, guide)
                 return -terms.elbo.sum(), terms
-            return self.elbo.differentiable_loss(model, guide), None
+            loss: Tensor = self.elbo.differentiable_loss(model, guide)  # type: ignore[attr-defined]
+            return loss, None
 
 
 def _draw_seed() -> int:

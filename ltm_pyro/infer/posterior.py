@@ -34,8 +34,8 @@ _FORMAT = "ltm-pyro posterior 1"
 class Posterior:
     """q(z | x) of every sequence of a batch.
 
-    Every draw made here is new noise, drawn after the fit, from the sequences' own streams: repeating a call on an equal
-    posterior repeats its numbers, and a sequence's numbers do not depend on its batch.
+    Every draw made here is new noise, drawn after the fit, from the sequences' own streams: repeating a call on an
+    equal posterior repeats its numbers, and a sequence's numbers do not depend on its batch.
 
     Args:
         model: the generative program that was inferred under.
@@ -72,7 +72,7 @@ class Posterior:
         """``num`` draws of every latent site by name, each (num, B, …)."""
         with self._drawing(self._streams("sample")):
             trace = poutine.trace(_particles(num, self._guide)).get_trace()
-        return {n: s["value"] for n, s in trace.nodes.items() if n in _latent_names(trace)}
+        return {name: trace.nodes[name]["value"] for name in _latent_names(trace)}
 
     def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
         """``num`` draws of the thoughts z ~ q(z | x)."""
@@ -113,7 +113,7 @@ class Posterior:
         batch = {"tokens": self.batch.tokens, "lengths": self.batch.lengths, "start": self.batch.start}
         if self.batch.scored is not None:
             batch["scored"] = self.batch.scored
-        tensors = {f"local.{name}": value for name, value in self.local.items()}
+        tensors: dict[str, Tensor] = {f"local.{name}": value for name, value in self.local.items()}
         tensors |= {f"batch.{name}": value for name, value in batch.items()}
         about = {"format": _FORMAT, "guide": type(self.guide).__name__, "seed": self.seed, "steps": self.steps_taken}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -133,7 +133,9 @@ class Posterior:
                 about = json.loads((file.metadata() or {}).get("ltm_pyro", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise LTMError(f"cannot read the posterior {path}: {error}; give a file that Posterior.save wrote") from error
+            raise LTMError(
+                f"cannot read the posterior {path}: {error}; give a file that Posterior.save wrote"
+            ) from error
         if about.get("format") != _FORMAT:
             raise LTMError(f"{path} holds no posterior of this version: give a file that Posterior.save wrote")
         if about["guide"] != type(guide).__name__:
@@ -168,7 +170,7 @@ class Posterior:
         return thoughts
 
 
-class _at_location(Messenger):  # noqa: N801 - effect handlers are lower-case in Pyro
+class _at_location(Messenger):
     """Effect handler: every site takes its mean, pushed through the transforms of a transformed distribution."""
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -191,8 +193,8 @@ def _particles(num: int, program: Callable[[], Any]) -> Callable[[], Any]:
     return wrapped
 
 
-def _latent_names(trace: Any) -> set[str]:
-    return {n for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+def _latent_names(trace: Any) -> list[str]:
+    return [n for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)]
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
