@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import time
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from ltm_pyro.errors import LTMError
 
@@ -88,7 +89,7 @@ def _remove_stale(parent: Path) -> None:
 class HashedFile:
     """Writes bytes to a file and hashes them on the way."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedWriter) -> None:
         self._file = file
         self._hash = hashlib.sha256()
 

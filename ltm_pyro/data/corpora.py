@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from ltm_pyro.data.files import TextUnit, kind_of, list_files, read_rows
 from ltm_pyro.data.tokenizer import well_formed
@@ -42,6 +42,7 @@ class Document:
     row: int
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """A named stream of documents, the same in every pass; no document is empty or only white space."""
 
@@ -140,9 +141,7 @@ def file_digest(path: Path) -> str:
             while chunk := file.read(1 << 20):
                 total.update(chunk)
     except OSError as error:
-        raise LTMError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise LTMError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     return total.hexdigest()
 
 
@@ -208,6 +207,4 @@ def empty_corpus(corpus: Corpus) -> LTMError:
             f"validation_fraction={corpus.fraction}; name a validation source, change the fraction, or, for "
             ".txt files, make more and smaller documents with text_unit=block or line"
         )
-    return LTMError(
-        f"{corpus.name}: no documents (every text is empty or blank); give a source that has text"
-    )
+    return LTMError(f"{corpus.name}: no documents (every text is empty or blank); give a source that has text")

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 from ltm_pyro.data.zstd import ZstdReader
 from ltm_pyro.errors import LTMError
@@ -72,16 +72,12 @@ def list_files(path: Path) -> list[Path]:
     known = ", ".join(KINDS) + f" (.txt and .jsonl also with {', '.join(_COMPRESSIONS)})"
     if path.is_dir():
         inside = (p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts))
-        found = sorted(
-            (p for p in inside if p.is_file() and kind_of(p)), key=lambda p: p.relative_to(path).parts
-        )
+        found = sorted((p for p in inside if p.is_file() and kind_of(p)), key=lambda p: p.relative_to(path).parts)
         if not found:
             raise LTMError(f"{path}: the folder holds no text files; expected {known}")
         return found
     if not path.exists():
-        raise LTMError(
-            f"{path}: no such file or folder; give an existing path, `fables`, or `hf:name` for the hub"
-        )
+        raise LTMError(f"{path}: no such file or folder; give an existing path, `fables`, or `hf:name` for the hub")
     if kind_of(path) is None:
         raise LTMError(f"{path}: unknown kind of file; expected {known}: rename or convert it")
     return [path]
@@ -116,20 +112,18 @@ def _reading(path: Path) -> Iterator[None]:
                 f"{path}: the compressed data are damaged or cut short ({first_line(error)}); fetch or "
                 "compress the file again"
             ) from error
-        raise LTMError(
-            f"{path}: cannot be read ({first_line(error)}); check the path and its permissions"
-        ) from error
+        raise LTMError(f"{path}: cannot be read ({first_line(error)}); check the path and its permissions") from error
 
 
-def _open(path: Path, compression: str) -> BinaryIO:
+def _open(path: Path, compression: str) -> io.BufferedIOBase:
     if compression == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
+        return gzip.open(path, "rb")
     if compression == ".bz2":
-        return cast(BinaryIO, bz2.open(path, "rb"))
+        return bz2.open(path, "rb")
     if compression == ".xz":
-        return cast(BinaryIO, lzma.open(path, "rb"))
+        return lzma.open(path, "rb")
     if compression == ".zst":
-        return cast(BinaryIO, io.BufferedReader(ZstdReader(path), 1 << 17))
+        return io.BufferedReader(ZstdReader(path), 1 << 17)
     return path.open("rb")
 
 
@@ -203,9 +197,7 @@ def _json_rows(path: Path, compression: str, column: str) -> Iterator[tuple[int,
             ) from error
         where = f"{path}, line {number}"
         if not isinstance(record, dict):
-            raise LTMError(
-                f'{where}: expected a JSON object such as {{"text": "…"}}, got {type(record).__name__}'
-            )
+            raise LTMError(f'{where}: expected a JSON object such as {{"text": "…"}}, got {type(record).__name__}')
         if column not in record:
             raise LTMError(missing_column(where, column, list(record)))
         yield number, _as_text(record[column], where, column)
@@ -226,9 +218,7 @@ def _parquet_rows(path: Path, column: str) -> Iterator[tuple[int, str]]:
     except (arrow_error, OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the operating system's; `read_rows` words it
-        raise LTMError(
-            f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again"
-        ) from error
+        raise LTMError(f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again") from error
 
 
 def missing_column(where: str, column: str, columns: list[str]) -> str:
@@ -242,6 +232,4 @@ def _as_text(value: object, where: str, column: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    raise LTMError(
-        f"{where}: column {column!r} holds {type(value).__name__}, not text; choose another with `column`"
-    )
+    raise LTMError(f"{where}: column {column!r} holds {type(value).__name__}, not text; choose another with `column`")

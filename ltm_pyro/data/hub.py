@@ -54,17 +54,13 @@ class HubCorpus:
         """(name, configuration, column)."""
         body, _, column = self.source.removeprefix("hf:").partition(":")
         if not body:
-            raise LTMError(
-                f"{self.source}: no data set named; write hf:name, hf:owner/name or hf:owner/name/config"
-            )
+            raise LTMError(f"{self.source}: no data set named; write hf:name, hf:owner/name or hf:owner/name/config")
         column = column or self.column or "text"
         if Path(body).expanduser().is_dir():
             return str(Path(body).expanduser()), None, column
         pieces = body.split("/")
         if len(pieces) > 3 or not all(pieces):
-            raise LTMError(
-                f"{self.source}: expected hf:owner/name[/config][:column], or an existing local folder"
-            )
+            raise LTMError(f"{self.source}: expected hf:owner/name[/config][:column], or an existing local folder")
         return "/".join(pieces[:2]), pieces[2] if len(pieces) == 3 else None, column
 
     @cached_property

@@ -74,7 +74,7 @@ class Sampler:
         """Continues where the state was taken; the batch size may be another.
 
         Raises:
-            LTMError: the state belongs to another seed or another number of sequences.
+            LTMError: the state is damaged, or of another seed or another number of sequences.
         """
         for name in ("seed", "num_sequences"):
             if state.get(name) != getattr(self, name):
@@ -82,7 +82,13 @@ class Sampler:
                     f"the sampler's state was saved with {name}={state.get(name)}, here it is "
                     f"{getattr(self, name)}; resume with the data and seed that the run was started with"
                 )
-        self.epoch, self._position = int(state["epoch"]), int(state["position"])
+        epoch, position = (state.get(name) for name in ("epoch", "position"))
+        if epoch is None or position is None or epoch < 0 or not 0 <= position <= self.num_sequences:
+            raise LTMError(
+                f"the sampler's state is damaged: epoch={epoch}, position={position} of {self.num_sequences}; resume from "
+                "an earlier checkpoint"
+            )
+        self.epoch, self._position = epoch, position
         self._order = _permutation(self.num_sequences, self.seed, self.epoch)
 
 

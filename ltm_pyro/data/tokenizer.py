@@ -111,9 +111,7 @@ class Tokenizer:
         try:
             backend = _gpt2(path) if path.is_dir() else Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise LTMError(
-                f"{path}: not a sound tokenizer ({first_line(error)}); fetch or write it again"
-            ) from error
+            raise LTMError(f"{path}: not a sound tokenizer ({first_line(error)}); fetch or write it again") from error
         try:
             return cls(backend)
         except LTMError as error:
@@ -156,9 +154,7 @@ class Tokenizer:
         """
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
-            raise LTMError(
-                f"token id {wrong}: expected 0 … {self.vocab_size - 1}; is this another run's tokenizer?"
-            )
+            raise LTMError(f"token id {wrong}: expected 0 … {self.vocab_size - 1}; is this another run's tokenizer?")
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
 

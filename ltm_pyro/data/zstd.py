@@ -49,9 +49,9 @@ class ZstdReader(io.RawIOBase):
         return count
 
     def _advance(self) -> bool:
-        chunk = (
-            self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-        ) or self._file.read(_CHUNK)
+        chunk = (self._frame.unused_data if self._frame is not None and self._frame.eof else b"") or self._file.read(
+            _CHUNK
+        )
         if not chunk:
             if self._frame is not None and not self._frame.eof:
                 raise EOFError("the file ends inside a zstd frame")
