@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ltm_pyro.data.cache import cached_folder, default_cache_dir
 from ltm_pyro.data.corpora import Corpus, Split, digest_of, empty_corpus
-from ltm_pyro.data.files import TextUnit, optional_import
+from ltm_pyro.data.files import optional_import
 from ltm_pyro.data.sequences import Layout, SequenceDataset
 from ltm_pyro.data.shards import shard_of
 from ltm_pyro.data.sources import open_corpus, split_corpus
@@ -18,7 +17,9 @@ from ltm_pyro.errors import LTMError
 
 __all__ = ["Data", "build_data", "build_evaluation_data", "train_tokenizer"]
 
-_SAMPLE_CHARACTERS = 20_000_000
+# What a tokenizer is trained on: enough to count by, and bounded, so that a large corpus costs no more.
+_CHARACTERS_PER_ENTRY = 1_000
+_LEAST_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,8 @@ def build_data(
     source: str = "fables",
     validation: str | None = None,
     column: str | None = None,
-    text_unit: TextUnit = "auto",
-    layout: Literal["auto", "packed", "documents"] = "auto",
+    text_unit: str = "auto",
+    layout: str = "auto",
     sequence_length: int = 256,
     tokenizer: str = "train",
     vocab_size: int = 2048,
@@ -105,10 +106,10 @@ def build_evaluation_data(
     tokenizer: Tokenizer,
     *,
     sequence_length: int = 256,
-    layout: Literal["auto", "packed", "documents"] = "auto",
+    layout: str = "auto",
     split: Split = "validation",
     column: str | None = None,
-    text_unit: TextUnit = "auto",
+    text_unit: str = "auto",
     documents: int | None = None,
     seed: int = 0,
     streaming: bool = False,
@@ -136,13 +137,17 @@ def build_evaluation_data(
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = None) -> Tokenizer:
-    """A byte-level BPE trained on the first 20 million characters of a corpus, cached by content."""
+    """A byte-level BPE, cached by content.
+
+    It is trained on the first documents of the corpus: 1 000 characters per vocabulary entry, but at least 2 million.
+    """
+    characters = max(_LEAST_CHARACTERS, _CHARACTERS_PER_ENTRY * vocab_size)
     library = optional_import("tokenizers", "training a tokenizer").__version__
-    key = digest_of(["bpe-1", library, str(vocab_size), str(_SAMPLE_CHARACTERS), corpus.fingerprint()])[:32]
+    key = digest_of(["bpe-1", library, str(vocab_size), str(characters), corpus.fingerprint()])[:32]
     root = default_cache_dir() if cache_dir is None else cache_dir
 
     def build(folder: Path) -> None:
-        tokenizer = Tokenizer.train(_sample(corpus), vocab_size)
+        tokenizer = Tokenizer.train(_sample(corpus, characters), vocab_size)
         tokenizer.save(folder / "tokenizer.json")
         (folder / "digest").write_text(tokenizer.digest, encoding="ascii")
 
@@ -155,8 +160,8 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = No
     return cached_folder(root / "tokenizers" / key, build, load)
 
 
-def _sample(corpus: Corpus) -> Iterator[str]:
-    left = _SAMPLE_CHARACTERS
+def _sample(corpus: Corpus, characters: int) -> Iterator[str]:
+    left = characters
     for document in corpus.documents():
         yield document.text[:left]
         left -= len(document.text)

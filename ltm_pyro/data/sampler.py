@@ -85,8 +85,8 @@ class Sampler:
         epoch, position = (state.get(name) for name in ("epoch", "position"))
         if epoch is None or position is None or epoch < 0 or not 0 <= position <= self.num_sequences:
             raise LTMError(
-                f"the sampler's state is damaged: epoch={epoch}, position={position} of {self.num_sequences}; resume from "
-                "an earlier checkpoint"
+                f"the sampler's state is damaged: epoch={epoch}, position={position} of {self.num_sequences}; resume "
+                "from an earlier checkpoint"
             )
         self.epoch, self._position = epoch, position
         self._order = _permutation(self.num_sequences, self.seed, self.epoch)

@@ -37,7 +37,7 @@ def small() -> Tokenizer:
     return Tokenizer.train(["the cat sat on the mat and the dog sat on the cat"] * 4, 300)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_corpus() -> type[ListCorpus]:
     return ListCorpus
 

@@ -28,7 +28,7 @@ def test_every_sequence_is_seen_once_per_epoch(sequences: int, batch_size: int, 
         assert Counter(epoch) == Counter(range(sequences))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(counts, counts, st.integers(0, 60), st.integers(0, 2**40))
 def test_a_resumed_sampler_goes_on_with_the_next_batch(sequences: int, size: int, before: int, seed: int) -> None:
     sampler = Sampler(sequences, size, seed)
@@ -42,6 +42,7 @@ def test_a_resumed_sampler_goes_on_with_the_next_batch(sequences: int, size: int
         assert next(again) == next(sampler)
 
 
+@settings(deadline=None, max_examples=30)
 @given(counts, counts)
 def test_the_order_does_not_depend_on_the_batch_size(one: int, other: int) -> None:
     assert stream(Sampler(17, one, 3), 5 * other) == stream(Sampler(17, other, 3), 5 * one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def reference(documents: list[list[int]], layout: str, length: int) -> list[tupl
     """(start, tokens, documents) of every sequence, by the definitions in words."""
     streams = [[(token, i) for token in (*d, END)] for i, d in enumerate(documents)]
     if layout == "packed":
-        streams = [sum(streams, [])]
+        streams = [list(chain.from_iterable(streams))]
     out = []
     for stream in streams:
         for begin in range(0, len(stream), length):

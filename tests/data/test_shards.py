@@ -141,7 +141,7 @@ def test_a_damaged_cache_is_detected_and_rebuilt(
         manifest.write_text(json.dumps({**content, "format": 0}))
     else:
         manifest.write_text("[]")
-    with pytest.raises(LTMError, match="not a sound token shard .*delete it and run again"):
+    with pytest.raises(LTMError, match=r"not a sound token shard .*delete it and run again"):
         Shard.open(folder)
     assert_holds(shard_of(make_corpus(TEXTS), small, tmp_path), TEXTS, small)
     assert folders(tmp_path) == [folder]

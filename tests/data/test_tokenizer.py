@@ -114,7 +114,7 @@ def test_training_is_the_same_in_another_process(small: Tokenizer) -> None:
 
 
 def test_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    with pytest.raises(LTMError, match="vocab_size=256: a byte-level vocabulary needs at least 257 .* raise it"):
+    with pytest.raises(LTMError, match=r"vocab_size=256: a byte-level vocabulary needs at least 257 .* raise it"):
         Tokenizer.train(["x"], 256)
 
 
