@@ -11,6 +11,8 @@ install_import_hook("ltm_pyro", "beartype.beartype")
 import pytest  # noqa: E402 - the hook must stand before any import of the library
 import torch  # noqa: E402
 
+torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, many times more on a busy machine
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
