@@ -1,0 +1,109 @@
+"""Token batches: masks, shifts, slices, and keys that identify a sequence wherever it stands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.errors import LTMError
+
+
+def batch_of(*sequences: list[int], start: int | list[int] = 9, pad: int = 0) -> TokenBatch:
+    return TokenBatch.from_lists(sequences, start, pad=pad)
+
+
+def test_lists_are_padded_on_the_right():
+    batch = batch_of([1, 2, 3], [], [4], start=[7, 8, 9], pad=5)
+    assert batch.tokens.tolist() == [[1, 2, 3], [5, 5, 5], [4, 5, 5]]
+    assert batch.lengths.tolist() == [3, 0, 1]
+    assert batch.start.tolist() == [7, 8, 9]
+    assert len(batch) == 3
+
+
+def test_only_empty_sequences_still_have_one_column():
+    batch = batch_of([], [])
+    assert batch.tokens.shape == (2, 1)
+    assert batch.num_scored.tolist() == [0, 0]
+    assert batch.scored_index.tolist() == []
+
+
+def test_no_sequences_are_refused():
+    with pytest.raises(LTMError, match="at least one sequence"):
+        TokenBatch.from_lists([], 0)
+
+
+def test_inputs_are_the_start_token_and_the_tokens_shifted_by_one():
+    batch = batch_of([1, 2, 3], [4], start=[7, 8])
+    assert batch.inputs.tolist() == [[7, 1, 2], [8, 4, 0]]
+
+
+def test_scored_tokens_are_real_and_marked():
+    batch = batch_of([1, 2, 3], [4], [])
+    assert batch.mask.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+    scored = torch.tensor([[False, True, True], [True, True, True], [True, True, True]])
+    chosen = TokenBatch(batch.tokens, batch.lengths, batch.start, scored)
+    assert chosen.mask.tolist() == [[False, True, True], [True, False, False], [False] * 3]
+    assert chosen.real.tolist() == batch.mask.tolist()
+    assert chosen.num_scored.tolist() == [2, 1, 0]
+    assert chosen.scored_index.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (slice(1, 3), [1, 2]),
+        ([2, 0], [2, 0]),
+        (torch.tensor([1]), [1]),
+        (torch.tensor([True, False, True]), [0, 2]),
+    ],
+)
+def test_a_slice_keeps_every_part_of_its_sequences(index, rows):
+    whole = batch_of([1, 2, 3], [4, 5], [6], start=[7, 8, 9])
+    whole = TokenBatch(whole.tokens, whole.lengths, whole.start, torch.rand(3, 3) < 0.5)
+    part = whole[index]
+    for name in ("tokens", "lengths", "start", "scored", "mask", "keys"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), name
+    assert batch_of([1], [2])[index if isinstance(index, slice) else [0]].scored is None
+
+
+def test_keys_depend_on_neither_place_nor_padding_nor_scoring():
+    alone = batch_of([3, 1, 4])
+    among = batch_of([2], [2, 7, 1, 8, 2, 8], [3, 1, 4], pad=6)
+    scored = TokenBatch(alone.tokens, alone.lengths, alone.start, torch.zeros(1, 3, dtype=torch.bool))
+    assert alone.keys[0] == among.keys[2] == scored.keys[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([3, 1, 4], [1, 3, 4]),
+        ([3, 1, 4], [3, 1]),
+        ([3, 1], [3, 1, 0]),
+        ([], [0]),
+        ([0], [0, 0]),
+        ([0, 1], [1, 0]),
+    ],
+)
+def test_keys_differ_where_tokens_their_order_or_their_number_differ(one, other):
+    keys = batch_of(one, other).keys
+    assert keys[0] != keys[1]
+
+
+def test_keys_differ_where_the_start_token_differs():
+    keys = batch_of([3, 1], [3, 1], [3, 1], start=[9, 8, 3]).keys
+    assert len(set(keys.tolist())) == 3
+
+
+def test_keys_of_many_short_sequences_are_all_different():
+    sequences = [[a, b, c] for a in range(12) for b in range(12) for c in range(12)]
+    assert len(set(batch_of(*sequences).keys.tolist())) == 12**3
+
+
+def test_moving_a_batch_keeps_it():
+    batch = batch_of([1, 2], [3])
+    batch = TokenBatch(batch.tokens, batch.lengths, batch.start, torch.tensor([[True, False], [True, True]]))
+    moved = batch.to("cpu")
+    assert torch.equal(moved.mask, batch.mask)
+    assert torch.equal(moved.inputs, batch.inputs)
+    assert moved.device == batch.device == torch.device("cpu")
