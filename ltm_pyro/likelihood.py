@@ -71,7 +71,9 @@ class TokenSequence(TorchDistribution):
         rows = leading.numel() // batch
         thoughts = self.thoughts.expand(*leading, *self.thoughts.shape[-3:]).flatten(0, len(leading) - 1)
         stem, targets = self._stem, value.expand(*leading, events).reshape(rows, batch * events)
-        if stem is None or value.dim() > 2:
+        if stem is None or value.dim() != 2:
+            if value.shape[:-1] != leading[1 - value.dim() :]:  # a tiled stem would meet other rows' thoughts
+                value = value.expand(*leading, events)
             start = self.batch.start.expand(value.shape[:-1])[..., None]
             inputs = torch.cat([start, value[..., :-1]], dim=-1)
             stem = self.decoder.stem(inputs.reshape(-1, events))
