@@ -1,4 +1,4 @@
-"""Per-sequence noise: normal, independent, reproducible, and fed to Pyro's sites without changing their distribution."""
+"""Per-sequence noise: normal, independent, reproducible, and fed to Pyro's sites, whose distributions it keeps."""
 
 from __future__ import annotations
 
