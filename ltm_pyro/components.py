@@ -1,0 +1,104 @@
+"""From settings to objects: the decoder, and priors and guides by name or ``package.module:Class``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ltm_pyro.config import ComponentSettings, Settings
+from ltm_pyro.decoder.transformer import ThoughtDecoder
+from ltm_pyro.errors import LTMError
+from ltm_pyro.guides import GUIDES, Guide
+from ltm_pyro.model import LatentThoughtModel
+from ltm_pyro.priors import PRIORS, Prior
+
+__all__ = ["build_guide", "build_model", "resolve"]
+
+T = TypeVar("T")
+
+
+def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
+    """Decoder and prior of a run, freshly initialised from torch's global stream.
+
+    Raises:
+        LTMError: the prior is unknown, or its options are not its own.
+    """
+    shape = settings.decoder
+    decoder = ThoughtDecoder(
+        vocab_size=vocab_size,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        thoughts_per_layer=shape.num_thoughts // shape.layers,
+        thought_width=shape.thought_width,
+        window=shape.window,
+        max_length=settings.data.sequence_length,
+        rope_base=shape.rope_base,
+    )
+    prior = _build("prior", settings.prior, PRIORS, Prior, decoder.thought_shape, {})  # type: ignore[type-abstract]
+    return LatentThoughtModel(decoder, prior)
+
+
+def build_guide(settings: Settings, model: LatentThoughtModel) -> Guide:
+    """Guide of a run for its model. A guide that takes a setting of ``inference`` by name gets it.
+
+    Raises:
+        LTMError: the guide is unknown, or its options are not its own.
+    """
+    inference = settings.inference
+    starts = {
+        "init_log_var": inference.init_log_var,
+        "init_log_var_spread": inference.init_log_var_spread,
+        "init_mu_spread": inference.init_mu_spread,
+    }
+    return _build("guide", settings.guide, GUIDES, Guide, model, starts)  # type: ignore[type-abstract]
+
+
+def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -> type[T]:
+    """The class that ``name`` means: one of ``known``, or imported as ``package.module:Class``.
+
+    Raises:
+        LTMError: there is no such name, module or class, or the class is no subclass of ``base``.
+    """
+    if name in known:
+        return known[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        raise LTMError(f"unknown {kind} {name!r}: {hint}; your own is given as package.module:Class")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise LTMError(f"cannot import {kind} {name!r}: {error}; the module must be on the Python path") from error
+    except AttributeError as error:
+        raise LTMError(f"module {module_name!r} has no class {class_name!r} to use as {kind}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise LTMError(f"{kind} {name!r} is not a subclass of ltm_pyro.{base.__name__}")
+    return found
+
+
+def _build(
+    kind: str,
+    chosen: ComponentSettings,
+    known: Mapping[str, type[T]],
+    base: type[T],
+    first: Any,
+    defaults: Mapping[str, Any],
+) -> T:
+    """``Class(first, **options)``, after a check that the class takes the options."""
+    cls = resolve(kind, chosen.name, known, base)
+    accepted = {
+        name
+        for name, parameter in list(inspect.signature(cls).parameters.items())[1:]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    for option in chosen.options:
+        if option not in accepted:
+            hint = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
+            raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
+    options = {name: value for name, value in defaults.items() if name in accepted} | dict(chosen.options)
+    return cls(first, **options)

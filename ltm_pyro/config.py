@@ -1,0 +1,390 @@
+"""Settings of a run: frozen, validated at construction, addressed as ``section.key``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ltm_pyro.errors import LTMError
+
+__all__ = [
+    "ComponentSettings",
+    "DataSettings",
+    "DecoderSettings",
+    "InferenceSettings",
+    "Settings",
+    "TrainingSettings",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the text comes from and how it becomes sequences (`ltm_pyro.data.build_data`).
+
+    Args:
+        source: ``fables``, a local file or folder, or ``hf:name[/config][:column]``.
+        validation: source of the validation text; None holds documents of ``source`` out.
+        column: field that holds the text in .jsonl and .parquet; None is ``text``.
+        text_unit: what one document of a .txt file is.
+        layout: ``documents`` (one each, padded), ``packed`` chunks, or ``auto``: documents for fables, else packed.
+        sequence_length: N, tokens of the longest sequence.
+        tokenizer: ``train`` a byte-level BPE on the corpus, or a path or hub name of one.
+        vocab_size: V of a tokenizer that is trained.
+        documents: how many documents to use; None is all (for fables, the default number).
+        validation_fraction: share of documents held out.
+        streaming: read a hub data set as a stream.
+        cache_dir: folder of token shards; None is the user's cache.
+    """
+
+    source: str = "fables"
+    validation: str | None = None
+    column: str | None = None
+    text_unit: Literal["auto", "file", "line", "block"] = "auto"
+    layout: Literal["auto", "packed", "documents"] = "auto"
+    sequence_length: int = 1024
+    tokenizer: str = "train"
+    vocab_size: int = 2048
+    documents: int | None = None
+    validation_fraction: float = 0.05
+    streaming: bool = False
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("data.sequence_length", self.sequence_length, 2)
+        _at_least("data.vocab_size", self.vocab_size, 257)
+        if self.documents is not None:
+            _at_least("data.documents", self.documents, 1)
+        _within("data.validation_fraction", self.validation_fraction, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings:
+    """Shape of the Transformer (`ltm_pyro.decoder.ThoughtDecoder`).
+
+    Args:
+        layers: L.
+        hidden: H.
+        heads: attention heads; H must be a multiple of 2 · heads.
+        num_thoughts: N_z, a multiple of L.
+        thought_width: width of a thought vector; None is H.
+        window: tokens that self-attention sees.
+        rope_base: θ of RoPE.
+        compile: run the decoder through torch.compile.
+    """
+
+    layers: int = 3
+    hidden: int = 512
+    heads: int = 8
+    num_thoughts: int = 24
+    thought_width: int | None = None
+    window: int = 256
+    rope_base: float = 10_000.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "num_thoughts", "window"):
+            _at_least(f"decoder.{name}", getattr(self, name), 1)
+        if self.thought_width is not None:
+            _at_least("decoder.thought_width", self.thought_width, 1)
+        if self.hidden % (2 * self.heads):
+            raise LTMError(
+                f"decoder.hidden = {self.hidden} is no multiple of 2 * decoder.heads = {2 * self.heads}: "
+                "rotary positions turn pairs of each head's entries, so choose one that is"
+            )
+        if self.num_thoughts % self.layers:
+            raise LTMError(
+                f"decoder.num_thoughts = {self.num_thoughts} does not divide over decoder.layers = {self.layers}: "
+                "choose a multiple of the layers"
+            )
+        _above("decoder.rope_base", self.rope_base, 1)
+
+
+@dataclass(frozen=True)
+class ComponentSettings:
+    """A prior or guide: its name or ``package.module:Class``, and the options that its class takes."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """The fast loop (`ltm_pyro.infer.FastConfig`) and where local parameters start.
+
+    Args:
+        fast_steps: T_fast.
+        fast_lr: η_fast at the first slow step.
+        fast_lr_final: η_fast at the last one; linear between.
+        fast_lr_decay: the cosine inside one loop ends at η_fast times this.
+        noise: ``fresh`` or ``fixed`` ε.
+        slow_gradient: ``final`` or ``trajectory``.
+        init_log_var: where log σ² starts.
+        init_log_var_spread: standard deviation of the starts of log σ².
+        init_mu_spread: standard deviation of the starts of μ.
+        tolerance: early stop of a sequence's fast loop, in nats per token; None takes every step.
+    """
+
+    fast_steps: int = 16
+    fast_lr: float = 0.3
+    fast_lr_final: float = 0.34
+    fast_lr_decay: float = 0.1
+    noise: Literal["fresh", "fixed"] = "fresh"
+    slow_gradient: Literal["final", "trajectory"] = "final"
+    init_log_var: float = -5.0
+    init_log_var_spread: float = 0.1
+    init_mu_spread: float = 0.0
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("inference.fast_steps", self.fast_steps, 0)
+        _above("inference.fast_lr", self.fast_lr, 0)
+        _above("inference.fast_lr_final", self.fast_lr_final, 0)
+        _within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
+        for name in ("init_log_var_spread", "init_mu_spread"):
+            _at_least(f"inference.{name}", getattr(self, name), 0)
+        if self.tolerance is not None:
+            _above("inference.tolerance", self.tolerance, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The slow steps and what happens around them.
+
+    Args:
+        steps: slow steps.
+        batch_size: sequences per slow step.
+        micro_batch_size: sequences inferred at once (gradient accumulation); None is all.
+        slow_lr: η_slow after warm-up.
+        slow_lr_final: η_slow at the last step, reached by a cosine.
+        warmup_steps: linear warm-up.
+        weight_decay: AdamW's, on matrices only.
+        beta1: AdamW's first moment decay.
+        beta2: AdamW's second moment decay.
+        clip_norm: the gradient's norm is clipped to this; None leaves it.
+        seed: of weights, data order and noise.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:K``.
+        dtype: ``float32``, or ``bfloat16`` for the decoder's products (autocast).
+        log_every: steps between rows of metrics.
+        eval_every: steps between validations; the first is before the first step.
+        eval_sequences: validation sequences scored each time.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: newest checkpoints kept.
+        tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    slow_lr: float = 4e-4
+    slow_lr_final: float = 4e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float | None = 1.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 1
+    eval_every: int = 100
+    eval_sequences: int = 64
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 3
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "eval_every",
+            "eval_sequences",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            _at_least(f"training.{name}", getattr(self, name), 1)
+        if self.micro_batch_size is not None:
+            _at_least("training.micro_batch_size", self.micro_batch_size, 1)
+        _above("training.slow_lr", self.slow_lr, 0)
+        for name in ("slow_lr_final", "warmup_steps", "weight_decay", "seed"):
+            _at_least(f"training.{name}", getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            _within(f"training.{name}", getattr(self, name), 0, 1)
+        if self.clip_norm is not None:
+            _above("training.clip_norm", self.clip_norm, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run. `ltm_pyro.presets` holds the named ones.
+
+    Args:
+        data: corpus, tokenizer, sequences.
+        decoder: shape of the Transformer.
+        prior: p(z).
+        guide: q(z | x).
+        inference: the fast loop.
+        training: the slow steps.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    prior: ComponentSettings = field(default_factory=lambda: ComponentSettings("gaussian"))
+    guide: ComponentSettings = field(default_factory=lambda: ComponentSettings("local-normal"))
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def updated(self, values: Mapping[str, Any]) -> Settings:
+        """A copy with some values replaced.
+
+        Args:
+            values: ``{"section.key": value}``; strings are read as the setting's type, ``none`` as None.
+
+        Raises:
+            LTMError: an unknown section or key, or a value of the wrong type or range.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for address, value in values.items():
+            section, dot, key = address.partition(".")
+            if not dot or not key:
+                raise LTMError(f"setting {address!r} is not of the form section.key, for example training.slow_lr")
+            if section not in _SECTIONS:
+                raise LTMError(f"unknown section {section!r} in setting {address!r}{_nearest(section, _SECTIONS)}")
+            sections.setdefault(section, {})[key] = value
+        changes = {name: _update_section(name, getattr(self, name), new) for name, new in sections.items()}
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and key, as in config.json and ``--config`` files."""
+        result = {}
+        for name in _SECTIONS:
+            section = getattr(self, name)
+            if isinstance(section, ComponentSettings):
+                result[name] = {"name": section.name, **section.options}
+            else:
+                result[name] = asdict(section)
+        return result
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any], base: Settings | None = None) -> Settings:
+        """Settings from nested plain values; what is not named stays as in ``base`` (default: the defaults).
+
+        Raises:
+            LTMError: a section is no table, or as for `updated`.
+        """
+        flat: dict[str, Any] = {}
+        for section, content in sections.items():
+            if not isinstance(content, Mapping):
+                raise LTMError(f"section {section!r} of the settings must be a table of keys, got {content!r}")
+            flat |= {f"{section}.{key}": value for key, value in content.items()}
+        return (base or cls()).updated(flat)
+
+    @classmethod
+    def from_toml(cls, path: str | Path, base: Settings | None = None) -> Settings:
+        """Settings from a TOML file with one table per section.
+
+        Raises:
+            LTMError: the file is missing or not TOML, or as for `from_dict`.
+        """
+        return cls.from_dict(read_toml(path), base)
+
+
+_SECTIONS = tuple(f.name for f in fields(Settings))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        LTMError: the file is missing, unreadable or not TOML.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LTMError(f"the settings file {path} is not valid TOML: {error}") from error
+
+
+def _update_section(name: str, section: Any, new: Mapping[str, Any]) -> Any:
+    if isinstance(section, ComponentSettings):
+        # Options belong to one class, so another name starts without the old one's.
+        chosen = str(new.get("name", section.name))
+        kept = section.options if chosen == section.name else {}
+        return ComponentSettings(chosen, {**kept, **{k: _plain(v) for k, v in new.items() if k != "name"}})
+    hints = get_type_hints(type(section))
+    changes = {}
+    for key, value in new.items():
+        if key not in hints:
+            raise LTMError(f"unknown setting {name}.{key}{_nearest(key, hints)}")
+        changes[key] = _read(f"{name}.{key}", value, hints[key])
+    return replace(section, **changes)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known)}"
+
+
+def _read(address: str, value: Any, kind: Any) -> Any:
+    """``value`` as the type ``kind`` of a setting: str, int, float, bool, Literal, or one of these or None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise LTMError(f"{address} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+    if kind is str:
+        return str(value)
+    plain = _plain(value)
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+        plain = float(plain)
+    if kind is int and isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)
+    if type(plain) is not kind:
+        raise LTMError(f"{address} must be {_KINDS[kind]}, got {value!r}")
+    return plain
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _plain(value: Any) -> Any:
+    """A string as the number or truth value that it spells, if any; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value.replace("_", ""))
+        except ValueError:
+            continue
+    return value
+
+
+def _at_least(address: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise LTMError(f"{address} must be {low} or more, got {value}")
+
+
+def _above(address: str, value: float, low: float) -> None:
+    if not value > low:
+        raise LTMError(f"{address} must be above {low}, got {value}")
+
+
+def _within(address: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise LTMError(f"{address} must lie in {low} … {high}, got {value}")

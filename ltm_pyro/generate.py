@@ -1,0 +1,79 @@
+"""Generation: thoughts from the prior or from a prompt's posterior, then tokens by cached decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import torch
+
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.decoder.sampling import Continuation, Sampling, decode
+from ltm_pyro.errors import LTMError
+from ltm_pyro.infer.fast_slow import FastSlowSVI
+from ltm_pyro.infer.posterior import autocasting
+
+__all__ = ["generate"]
+
+
+def generate(
+    svi: FastSlowSVI,
+    *,
+    start: int,
+    prompt: Sequence[int] = (),
+    num: int = 1,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: int | None = None,
+    fast_steps: int | None = None,
+    fast_lr: float | None = None,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Draws ``num`` texts as lists of token ids, the prompt left out.
+
+    Without a prompt z ~ p(z); with one z ~ q(z | prompt), fitted by the fast loop on the prompt alone. Each text has a draw of
+    z of its own. Decoding goes on past the training length: self-attention keeps its window.
+
+    Args:
+        svi: the model, its guide and the settings of the fast loop.
+        start: the token before the first, end-of-text.
+        prompt: token ids to continue.
+        num: texts to draw.
+        max_tokens: most tokens of each.
+        sampling: how tokens are drawn; None is the model's own distribution.
+        stop: token that ends a text; None decodes all.
+        fast_steps: T_fast for the prompt; None takes the configured number.
+        fast_lr: η_fast; None takes the configured one.
+        seed: of thoughts and tokens.
+
+    Raises:
+        LTMError: the prompt is longer than the sequences that the model was trained on, or a number is out of range.
+    """
+    decoder = svi.model.decoder
+    if num < 1 or max_tokens < 1:
+        raise LTMError(f"the number of texts and of tokens must be 1 or more, got {num} and {max_tokens}")
+    if len(prompt) > decoder.max_length:
+        raise LTMError(
+            f"the prompt has {len(prompt)} tokens but the model was trained on at most {decoder.max_length}: shorten it"
+        )
+    device = decoder.embedding.weight.device
+    pyro.set_rng_seed(seed)
+    if prompt:
+        batch = TokenBatch.from_lists([list(prompt)], start).to(device)
+        posterior = svi.infer(batch, steps=fast_steps, seed=seed, lr=fast_lr)
+        thoughts = posterior.sample(num)[:, 0]
+    else:
+        thoughts = svi.model.sample_prior(num)
+    inputs = torch.tensor([[start, *prompt]] * num, dtype=torch.int64, device=device)
+    lengths = torch.full((num,), inputs.shape[1], dtype=torch.int64, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    with autocasting(device, svi.autocast):
+        drawn = decode(
+            decoder, thoughts, inputs, lengths, max_tokens, sampling=sampling, stop=stop, generator=generator
+        )
+    return _lists(drawn)
+
+
+def _lists(drawn: Continuation) -> list[list[int]]:
+    rows = zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)
+    return [tokens[:length] for tokens, length in rows]

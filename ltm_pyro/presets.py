@@ -1,0 +1,80 @@
+"""Named settings: ``tiny`` for a laptop, the paper's three sizes, and the paper's literal training settings."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from ltm_pyro.config import Settings
+from ltm_pyro.errors import LTMError
+
+__all__ = ["PRESETS", "preset"]
+
+_TINY: dict[str, Any] = {
+    "data.sequence_length": 384,
+    "data.documents": 8000,
+    "data.vocab_size": 1024,
+    "decoder.layers": 2,
+    "decoder.hidden": 128,
+    "decoder.heads": 4,
+    "decoder.num_thoughts": 8,
+    "decoder.thought_width": 32,
+    "decoder.window": 64,
+    "inference.init_log_var": 0.0,
+    "training.steps": 300,
+    "training.batch_size": 8,
+    "training.slow_lr": 3e-3,
+    "training.slow_lr_final": 3e-4,
+    "training.warmup_steps": 20,
+}
+
+# Sized for one machine: the paper's networks and fast loop, on short sequences and small batches. log σ² starts at the
+# prior's, because from -5 the KL that sixteen steps leave is larger than the log-likelihood itself.
+_LTM: dict[str, Any] = {
+    "data.sequence_length": 256,
+    "decoder.hidden": 512,
+    "decoder.heads": 8,
+    "inference.init_log_var": 0.0,
+    "training.batch_size": 8,
+}
+
+_PAPER: dict[str, Any] = {
+    "data.sequence_length": 1024,
+    "data.layout": "packed",
+    "decoder.hidden": 512,
+    "decoder.heads": 8,
+    "inference.init_log_var": -5.0,
+    "training.batch_size": 512,
+    "training.micro_batch_size": 32,
+    "training.warmup_steps": 1000,
+    "training.steps": 6000,
+    "training.dtype": "bfloat16",
+}
+
+_S = {"decoder.layers": 3, "decoder.num_thoughts": 24, "inference.fast_steps": 16}
+_M = {"decoder.layers": 6, "decoder.num_thoughts": 24, "inference.fast_steps": 16}
+_L = {"decoder.layers": 12, "decoder.num_thoughts": 96, "inference.fast_steps": 64}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": _TINY,
+    "ltm-s": _LTM | _S,
+    "ltm-m": _LTM | _M,
+    "ltm-l": _LTM | _L,
+    "paper-ltm-s": _PAPER | _S,
+    "paper-ltm-m": _PAPER | _M,
+    "paper-ltm-l": _PAPER | _L,
+}
+"""What each preset changes in the default `Settings`, as ``{"section.key": value}``."""
+
+
+def preset(name: str) -> Settings:
+    """The settings of a preset.
+
+    Raises:
+        LTMError: there is no such preset.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(PRESETS)}"
+        raise LTMError(f"unknown preset {name!r}: {hint}")
+    return Settings().updated(PRESETS[name])

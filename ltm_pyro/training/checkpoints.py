@@ -1,0 +1,199 @@
+"""Checkpoints that survive a kill at any instant: safetensors and JSON, written aside, fsynced, renamed, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltm_pyro.errors import LTMError
+
+__all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint", "write_durably"]
+
+FORMAT = 1
+_TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on.
+
+    Args:
+        step: slow steps taken.
+        model: weights by name.
+        optimizer: the slow optimiser's moments as ``<weight>.<moment>``.
+        state: plain values: where the sampler stands.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The folder ``checkpoints`` of a run: ``step-00001000/{model.safetensors, optimizer.safetensors, state.json}``.
+
+    Args:
+        folder: where the checkpoints stand; made when the first is saved.
+        keep: newest checkpoints that are kept.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 3):
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """The complete checkpoints' folders, newest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted((p for p in found if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Writes a checkpoint in full before it appears under its name, then lets the oldest ones go.
+
+        Raises:
+            LTMError: the disk is full or not writable; every earlier checkpoint is still there.
+        """
+        target = self.folder / f"step-{checkpoint.step:08d}"
+        aside = self.folder / f".{target.name}.{os.getpid()}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+            aside.mkdir()
+            _write(aside, checkpoint)
+            if target.exists():
+                # A damaged checkpoint of the same step, or one that is made again: it stays until its heir is complete.
+                old = self.folder / f".{target.name}.{os.getpid()}.old"
+                target.rename(old)
+                aside.rename(target)
+                shutil.rmtree(old)
+            else:
+                aside.rename(target)
+            _fsync(self.folder)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise LTMError(
+                f"cannot write the checkpoint {target}: {error.strerror or error}; free some space or choose another "
+                "--out; earlier checkpoints are untouched"
+            ) from error
+        for path in self.paths()[self.keep :]:
+            shutil.rmtree(path, ignore_errors=True)
+        return target
+
+    def latest(self) -> Checkpoint:
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+        Raises:
+            LTMError: there is none.
+        """
+        for path in self.paths():
+            try:
+                return read_checkpoint(path)
+            except LTMError as error:
+                warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)
+        raise LTMError(f"no whole checkpoint in {self.folder}: train the run first")
+
+    def _clear_leftovers(self) -> None:
+        for path in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".step-*.old"):
+            name = path.name[1 : path.name.index(".", 1)]
+            if (self.folder / name).exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.rename(self.folder / name)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads one checkpoint's folder onto the CPU and checks every byte of it against the digests.
+
+    Raises:
+        LTMError: a file is missing, truncated, changed, or of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = Path(path)
+    about = _read_state(path / "state.json")
+    tensors = []
+    for name in _TENSOR_FILES:
+        try:
+            content = (path / name).read_bytes()
+        except OSError as error:
+            raise LTMError(f"checkpoint {path} is damaged: cannot read {name} ({error.strerror})") from error
+        if hashlib.sha256(content).hexdigest() != about["sha256"].get(name):
+            raise LTMError(f"checkpoint {path} is damaged: {name} is truncated or changed")
+        try:
+            tensors.append(load(content))
+        except SafetensorError as error:
+            raise LTMError(f"checkpoint {path} is damaged: {name} is not a safetensors file ({error})") from error
+    return Checkpoint(about["step"], tensors[0], tensors[1], about["state"])
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces a file in one piece: aside, fsync, rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _fsync(path.parent)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    from safetensors.torch import save
+
+    digests = {}
+    for name, tensors in zip(_TENSOR_FILES, (checkpoint.model, checkpoint.optimizer), strict=True):
+        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        digests[name] = hashlib.sha256(content).hexdigest()
+        write_durably(folder / name, content)
+    about = {"format": FORMAT, "step": checkpoint.step, "state": checkpoint.state, "sha256": digests}
+    about["torch"] = str(torch.__version__)
+    about["digest"] = _digest(about)
+    write_durably(folder / "state.json", json.dumps(about, indent=1).encode())
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_bytes())
+        digest = about.pop("digest")
+        version = about["format"]
+    except OSError as error:
+        raise LTMError(f"checkpoint {path.parent} is damaged: cannot read state.json ({error.strerror})") from error
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed") from error
+    if digest != _digest(about):
+        raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed")
+    if version != FORMAT:
+        raise LTMError(
+            f"checkpoint {path.parent} has format {version}, this version of ltm-pyro reads format {FORMAT}: "
+            "use the version that wrote it"
+        )
+    return dict(about)
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""metrics.jsonl: one JSON object a line, appended as training goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ltm_pyro.errors import LTMError
+from ltm_pyro.training.checkpoints import write_durably
+
+__all__ = ["MetricsLog"]
+
+
+class MetricsLog:
+    """The metrics of a run, in nats per token; optionally mirrored as TensorBoard events.
+
+    Args:
+        path: the file ``metrics.jsonl``.
+        tensorboard: folder of TensorBoard events, None for none.
+
+    Raises:
+        LTMError: TensorBoard is asked for but not installed.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None):
+        self.path = path
+        self._writer: Any = None
+        if tensorboard is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise LTMError(
+                    "training.tensorboard needs the package tensorboard: pip install 'ltm-pyro[tensorboard]'"
+                ) from error
+            self._writer = SummaryWriter(str(tensorboard))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one row; it is in the file when this returns.
+
+        Raises:
+            LTMError: the disk is full or not writable.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+        if self._writer is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows so far; a last line that a kill has cut short is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after ``step``: training is about to make them again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())

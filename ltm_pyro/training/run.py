@@ -1,0 +1,213 @@
+"""A run on disk: ``config.json``, ``tokenizer.json``, ``metrics.jsonl``, ``checkpoints/``, and how to load it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltm_pyro.components import build_guide, build_model
+from ltm_pyro.config import Settings
+from ltm_pyro.data.tokenizer import Tokenizer
+from ltm_pyro.errors import LTMError
+from ltm_pyro.guides.base import Guide
+from ltm_pyro.infer.fast_slow import FastConfig, FastSlowSVI
+from ltm_pyro.model import LatentThoughtModel
+from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
+from ltm_pyro.training.metrics import MetricsLog
+from ltm_pyro.training.schedules import fast_lr
+
+__all__ = ["LoadedRun", "RunDirectory", "autocast_type", "choose_device", "fast_config", "load_run", "load_weights"]
+
+_FORMAT = 1
+
+
+class RunDirectory:
+    """Paths and settings of a run.
+
+    Args:
+        path: the run's folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return (self.path / "config.json").exists()
+
+    @classmethod
+    def create(cls, path: str | Path, settings: Settings, tokenizer: Tokenizer) -> RunDirectory:
+        """Starts a run: the folder, its settings and its tokenizer.
+
+        Raises:
+            LTMError: there is a run already, or the folder cannot be written.
+        """
+        run = cls(path)
+        if run.exists:
+            raise LTMError(f"{path} already holds a run: continue it with --resume, or choose another --out")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(run.path / "tokenizer.json")
+            run.write_settings(settings, tokenizer.vocab_size)
+        except OSError as error:
+            raise LTMError(f"cannot write the run directory {path}: {error.strerror}; choose another --out") from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """A run that has been started.
+
+        Raises:
+            LTMError: there is none at ``path``.
+        """
+        run = cls(path)
+        if not run.path.exists():
+            raise LTMError(f"there is no run at {path}: give the folder that `ltm-pyro train` wrote")
+        if not run.exists:
+            raise LTMError(f"{path} is not a run directory (it has no config.json): give what `ltm-pyro train` wrote")
+        return run
+
+    def write_settings(self, settings: Settings, vocab_size: int) -> None:
+        """Writes config.json in one piece."""
+        import ltm_pyro
+
+        about = {
+            "format": _FORMAT,
+            "version": ltm_pyro.__version__,
+            "vocab_size": vocab_size,
+            "settings": settings.to_dict(),
+        }
+        write_durably(self.path / "config.json", json.dumps(about, indent=2).encode())
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the run was started with."""
+        return Settings.from_dict(self._config()["settings"])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own tokenizer."""
+        return Tokenizer.load(self.path / "tokenizer.json")
+
+    @property
+    def metrics(self) -> MetricsLog:
+        """The run's metrics, for reading."""
+        return MetricsLog(self.path / "metrics.jsonl")
+
+    def store(self, keep: int = 3) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(self.path / "checkpoints", keep=keep)
+
+    def _config(self) -> dict[str, Any]:
+        path = self.path / "config.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            version = about["format"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise LTMError(f"{path} is damaged or no run's settings: restore it, or train the run again") from error
+        if version != _FORMAT:
+            raise LTMError(f"{path} has format {version}, this version of ltm-pyro reads {_FORMAT}: use the other version")
+        return dict(about)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and what belongs to it.
+
+    Args:
+        settings: of the run.
+        tokenizer: of the run.
+        svi: model, guide and fast loop, ready for `FastSlowSVI.infer`.
+        fast_lr: η_fast that training had reached.
+        step: slow steps behind the weights.
+        device: where the model is.
+    """
+
+    settings: Settings
+    tokenizer: Tokenizer
+    svi: FastSlowSVI
+    fast_lr: float
+    step: int
+    device: torch.device
+
+
+def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
+    """Loads a run directory's newest whole checkpoint, or the checkpoint at ``path`` itself.
+
+    Raises:
+        LTMError: there is no run or no whole checkpoint, or a file of it is damaged.
+    """
+    place = Path(path)
+    if place.name.startswith("step-") and place.parent.name == "checkpoints":
+        run = RunDirectory.open(place.parent.parent)
+        checkpoint = read_checkpoint(place)
+    else:
+        run = RunDirectory.open(place)
+        checkpoint = run.store().latest()
+    settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device)
+    model = build_model(settings, tokenizer.vocab_size)
+    guide = build_guide(settings, model)
+    load_weights(model, guide, checkpoint)
+    svi = FastSlowSVI(
+        model.to(where).eval(), guide.to(where).eval(), fast=fast_config(settings), autocast=autocast_type(settings)
+    )
+    lr = fast_lr(settings.inference, settings.training, checkpoint.step)
+    return LoadedRun(settings, tokenizer, svi, lr, checkpoint.step, where)
+
+
+def load_weights(model: LatentThoughtModel, guide: Guide, checkpoint: Checkpoint) -> None:
+    """Copies a checkpoint's weights into the model and its guide.
+
+    Raises:
+        LTMError: the weights are of another model.
+    """
+    modules = torch.nn.ModuleDict({"model": model, "guide": guide})
+    try:
+        modules.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise LTMError(f"the checkpoint's weights do not fit the run's settings: {reason}") from error
+
+
+def fast_config(settings: Settings) -> FastConfig:
+    """The fast loop that the settings describe."""
+    inference = settings.inference
+    return FastConfig(
+        steps=inference.fast_steps,
+        lr=inference.fast_lr,
+        lr_decay=inference.fast_lr_decay,
+        noise=inference.noise,
+        slow_gradient=inference.slow_gradient,
+        tolerance=inference.tolerance,
+    )
+
+
+def autocast_type(settings: Settings) -> torch.dtype | None:
+    """Type of the decoder's products; None for float32."""
+    return torch.bfloat16 if settings.training.dtype == "bfloat16" else None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:K`` means.
+
+    Raises:
+        LTMError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise LTMError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:K") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise LTMError(f"device {name!r} is not there ({count} CUDA devices found): use --device cpu")
+    elif device.type != "cpu":
+        raise LTMError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:K")
+    return device

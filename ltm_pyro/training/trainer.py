@@ -1,0 +1,238 @@
+"""The trainer: slow steps with their schedule, validations, checkpoints, and a resume that is exact."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ltm_pyro.components import build_guide, build_model
+from ltm_pyro.config import Settings, TrainingSettings
+from ltm_pyro.data import Data, Sampler
+from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation import evaluate
+from ltm_pyro.infer.fast_slow import FastSlowSVI, StepInfo
+from ltm_pyro.training.checkpoints import Checkpoint
+from ltm_pyro.training.metrics import MetricsLog
+from ltm_pyro.training.run import RunDirectory, autocast_type, choose_device, fast_config, load_weights
+from ltm_pyro.training.schedules import fast_lr, slow_lr
+from ltm_pyro.training.signals import StopRequest
+
+__all__ = ["Observer", "Trainer", "build_optimizer"]
+
+
+class Observer:
+    """What a trainer tells of its progress; override what is of interest."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A training row of metrics was written."""
+
+    def validation(self, row: dict[str, Any]) -> None:
+        """A validation row of metrics was written."""
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint is complete."""
+
+
+class Trainer:
+    """Trains the model of a run.
+
+    The noise and every other draw of slow step k come from (seed, k) alone, so that a resumed run needs no generator's state
+    and equals the uninterrupted one bit for bit on the CPU.
+
+    Args:
+        settings: of the run.
+        data: what to train and validate on.
+        run: where metrics and checkpoints go.
+        observer: told of each row and checkpoint.
+
+    Raises:
+        LTMError: settings that do not fit each other, the data or the machine.
+    """
+
+    def __init__(self, settings: Settings, data: Data, run: RunDirectory, observer: Observer | None = None):
+        training = settings.training
+        self.settings = settings
+        self.data = data
+        self.run = run
+        self.observer = observer or Observer()
+        self.device = choose_device(training.device)
+        torch.manual_seed(training.seed)
+        self.model = build_model(settings, data.tokenizer.vocab_size).to(self.device)
+        self.guide = build_guide(settings, self.model).to(self.device)
+        self.optimizer = build_optimizer(nn.ModuleDict({"model": self.model, "guide": self.guide}), training)
+        if settings.decoder.compile:
+            self.model.decoder.compile()
+        self.svi = FastSlowSVI(
+            self.model,
+            self.guide,
+            fast=fast_config(settings),
+            slow=self.optimizer,
+            clip_norm=training.clip_norm,
+            autocast=autocast_type(settings),
+        )
+        self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
+        chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
+        self._validation = sorted(next(iter(chosen)))
+        self.store = run.store(training.keep_checkpoints)
+        events = run.path / "tensorboard" if training.tensorboard else None
+        self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
+        self.step = 0
+
+    def resume(self) -> None:
+        """Goes back to the newest whole checkpoint, or to the start where there is none yet.
+
+        Raises:
+            LTMError: every checkpoint is damaged, or they are of another model.
+        """
+        if not self.store.paths():
+            self.metrics.rewind(-1)
+            return
+        checkpoint = self.store.latest()
+        load_weights(self.model, self.guide, checkpoint)
+        _restore_moments(self.optimizer, self._names(), checkpoint.optimizer)
+        self.sampler.load_state_dict(checkpoint.state["sampler"])
+        self.step = checkpoint.step
+        self.metrics.rewind(self.step)
+
+    def fit(self) -> bool:
+        """Trains up to the configured number of steps; returns whether it got there.
+
+        SIGINT and SIGTERM end it after the present step, with a checkpoint.
+
+        Raises:
+            LTMError: the loss is no longer finite, or the disk is full; the last checkpoint stands.
+        """
+        training = self.settings.training
+        infos: list[tuple[StepInfo, float]] = []
+        if self.step == 0:
+            self._validate()
+        with StopRequest() as stop:
+            while self.step < training.steps and not stop:
+                began = time.perf_counter()
+                info = self._take_step()
+                infos.append((info, began))
+                last = self.step == training.steps
+                if last or stop or self.step % training.log_every == 0:
+                    self._log(infos)
+                    infos = []
+                if last or self.step % training.eval_every == 0:
+                    self._validate()
+                if last or stop or self.step % training.checkpoint_every == 0:
+                    self._require_finite(info)
+                    self._save()
+        return self.step >= training.steps
+
+    def _take_step(self) -> StepInfo:
+        training = self.settings.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = slow_lr(training, self.step)
+        batch = self.data.train.batch(next(self.sampler)).to(self.device)
+        pyro.set_rng_seed(_step_seed(training.seed, self.step) % 2**32)
+        info = self.svi.step(
+            batch,
+            micro_batch_size=training.micro_batch_size,
+            seed=_step_seed(training.seed, self.step),
+            lr=fast_lr(self.settings.inference, training, self.step),
+        )
+        self.step += 1
+        return info
+
+    def _log(self, infos: list[tuple[StepInfo, float]]) -> None:
+        tokens = sum(float(info.num_scored.sum()) for info, _ in infos)
+        row: dict[str, Any] = {"step": self.step, "split": "train"}
+        row["loss"] = sum(float(info.loss * info.num_scored.sum()) for info, _ in infos) / tokens
+        terms = [info.terms for info, _ in infos if info.terms is not None]
+        row["reconstruction"] = sum(-float(t.log_likelihood.sum()) for t in terms) / tokens
+        row["kl"] = sum(float(t.kl.sum()) for t in terms) / tokens
+        row["gradient_norm"] = float(infos[-1][0].gradient_norm)
+        row["slow_lr"] = self.optimizer.param_groups[0]["lr"]
+        row["fast_lr"] = fast_lr(self.settings.inference, self.settings.training, self.step - 1)
+        row["epoch"] = self.sampler.progress
+        # The reads above have waited for the device, so the clock covers the work.
+        row["tokens_per_s"] = tokens / (time.perf_counter() - infos[0][1])
+        self._require_finite(infos[-1][0])
+        self.metrics.append(row)
+        self.observer.step(row)
+
+    def _validate(self) -> None:
+        training = self.settings.training
+        self.model.eval()
+        report = evaluate(
+            self.svi,
+            self.data.validation,
+            self._validation,
+            fast_lr=fast_lr(self.settings.inference, training, self.step),
+            batch_size=training.micro_batch_size or training.batch_size,
+            seed=training.seed,
+            device=self.device,
+        )
+        self.model.train()
+        row = {"step": self.step, "split": "validation", **report.to_dict()}
+        self.metrics.append(row)
+        self.observer.validation(row)
+
+    def _save(self) -> None:
+        modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
+        path = self.store.save(
+            Checkpoint(
+                step=self.step,
+                model=modules.state_dict(),
+                optimizer=_moments(self.optimizer, self._names()),
+                state={"sampler": self.sampler.state_dict()},
+            )
+        )
+        self.observer.saved(path)
+
+    def _require_finite(self, info: StepInfo) -> None:
+        if not math.isfinite(float(info.loss)):
+            saved = self.store.paths()
+            where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
+            raise LTMError(
+                f"the loss is not finite at step {self.step}: lower training.slow_lr or inference.fast_lr; {where}"
+            )
+
+    def _names(self) -> dict[Tensor, str]:
+        modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
+        return {parameter: name for name, parameter in modules.named_parameters()}
+
+
+def build_optimizer(modules: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone: norms and other vectors are left as they are."""
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.slow_lr, betas=(settings.beta1, settings.beta2))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    # Distinct for every pair below 2**32, and so are the streams that `SequenceGenerator` mixes from it.
+    return (seed << 32) + step
+
+
+def _moments(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+    return {
+        f"{names[parameter]}.{moment}": value
+        for parameter, state in optimizer.state.items()
+        for moment, value in state.items()
+    }
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], moments: dict[str, Tensor]
+) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            prefix = f"{names[parameter]}."
+            found = {key[len(prefix) :]: value for key, value in moments.items() if key.startswith(prefix)}
+            for moment, value in found.items():
+                # Adam counts its steps on the host.
+                place = value if moment == "step" else value.to(parameter.device)
+                optimizer.state[parameter][moment] = place.clone()
