@@ -1,0 +1,1 @@
+"""The command line of ltm-pyro: parse, call the library, render."""

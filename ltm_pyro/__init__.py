@@ -1,15 +1,52 @@
-"""ltm-pyro: Latent Thought Language Models as a modular probabilistic program in Pyro."""
+"""ltm-pyro: Latent Thought Language Models as a modular probabilistic program in Pyro.
 
-from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder import Sampling, ThoughtDecoder
-from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import Guide, LocalNormal, LocalParams
-from ltm_pyro.infer import ELBOTerms, FastConfig, FastSlowSVI, Posterior, SequenceELBO, StepInfo
-from ltm_pyro.likelihood import TokenSequence
-from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.priors import GaussianPrior, Prior
+The public names are imported when they are first used, so that the command line's help need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltm_pyro.batch import TokenBatch
+    from ltm_pyro.config import Settings
+    from ltm_pyro.decoder import Sampling, ThoughtDecoder
+    from ltm_pyro.errors import LTMError
+    from ltm_pyro.guides import Guide, LocalNormal, LocalParams
+    from ltm_pyro.infer import ELBOTerms, FastConfig, FastSlowSVI, Posterior, SequenceELBO, StepInfo
+    from ltm_pyro.likelihood import TokenSequence
+    from ltm_pyro.model import LatentThoughtModel
+    from ltm_pyro.presets import preset
+    from ltm_pyro.priors import GaussianPrior, Prior
+    from ltm_pyro.training import LoadedRun, Trainer, load_run
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ELBOTerms": "infer",
+    "FastConfig": "infer",
+    "FastSlowSVI": "infer",
+    "GaussianPrior": "priors",
+    "Guide": "guides",
+    "LTMError": "errors",
+    "LatentThoughtModel": "model",
+    "LoadedRun": "training",
+    "LocalNormal": "guides",
+    "LocalParams": "guides",
+    "Posterior": "infer",
+    "Prior": "priors",
+    "Sampling": "decoder",
+    "SequenceELBO": "infer",
+    "Settings": "config",
+    "StepInfo": "infer",
+    "ThoughtDecoder": "decoder",
+    "TokenBatch": "batch",
+    "TokenSequence": "likelihood",
+    "Trainer": "training",
+    "load_run": "training",
+    "preset": "presets",
+}
 
 __all__ = [
     "ELBOTerms",
@@ -19,14 +56,29 @@ __all__ = [
     "Guide",
     "LTMError",
     "LatentThoughtModel",
+    "LoadedRun",
     "LocalNormal",
     "LocalParams",
     "Posterior",
     "Prior",
     "Sampling",
     "SequenceELBO",
+    "Settings",
     "StepInfo",
     "ThoughtDecoder",
     "TokenBatch",
     "TokenSequence",
+    "Trainer",
+    "load_run",
+    "preset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ltm_pyro.config import ComponentSettings, Settings
 from ltm_pyro.decoder.transformer import ThoughtDecoder
@@ -101,4 +101,5 @@ def _build(
             hint = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
             raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
     options = {name: value for name, value in defaults.items() if name in accepted} | dict(chosen.options)
-    return cls(first, **options)
+    make: Any = cls
+    return cast(T, make(first, **options))

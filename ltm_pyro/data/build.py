@@ -91,7 +91,7 @@ def build_data(
     _check_not_empty(train)
     _check_not_empty(held)
     encoder = train_tokenizer(train, vocab_size, cache) if tokenizer == "train" else Tokenizer.load(tokenizer)
-    chosen = _layout(layout, source)
+    chosen = choose_layout(layout, source)
     parts = [SequenceDataset(shard_of(c, encoder, cache), chosen, sequence_length) for c in (train, held)]
     if chosen == "packed" and parts[0].num_tokens < sequence_length:
         raise LTMError(
@@ -132,7 +132,7 @@ def build_evaluation_data(
         streaming=streaming,
     )
     return SequenceDataset(
-        shard_of(corpus, tokenizer, _cache_path(cache_dir)), _layout(layout, source), sequence_length
+        shard_of(corpus, tokenizer, _cache_path(cache_dir)), choose_layout(layout, source), sequence_length
     )
 
 
@@ -169,7 +169,7 @@ def _sample(corpus: Corpus, characters: int) -> Iterator[str]:
             return
 
 
-def _layout(layout: str, source: str) -> Layout:
+def choose_layout(layout: str, source: str) -> Layout:
     if layout == "auto":
         return "documents" if source == "fables" else "packed"
     layouts: dict[str, Layout] = {"packed": "packed", "documents": "documents"}

@@ -27,8 +27,8 @@ class Report:
     r"""What the protocols say of a set of sequences, all in nats per scored token.
 
     ``elbo`` is :math:`(-E_q[\log p(x \mid z)] + KL) / N`, with noise drawn after the fit: an upper bound on
-    :math:`-\log p(x) / N`. ``reconstruction`` is its first term alone: it leaves the KL out, is no bound, and does not compare
-    with an autoregressive model's loss.
+    :math:`-\log p(x) / N`. ``reconstruction`` is its first term alone: it leaves the KL out, is no bound, and does not
+    compare with an autoregressive model's loss.
 
     Args:
         terms: (M,) ELBO terms of each sequence.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -72,7 +72,7 @@ class Posterior:
         """``num`` draws of every latent site by name, each (num, B, …)."""
         with self._drawing(self._streams("sample")):
             trace = poutine.trace(_particles(num, self._guide)).get_trace()
-        return {name: trace.nodes[name]["value"] for name in _latent_names(trace)}
+        return {name: cast(Tensor, trace.nodes[name]["value"]) for name in _latent_names(trace)}
 
     def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
         """``num`` draws of the thoughts z ~ q(z | x)."""

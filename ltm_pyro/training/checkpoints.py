@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any instant: safetensors and JSON, written aside, fsynced, renamed, and checked."""
+"""Checkpoints that survive a kill at any instant: safetensors and JSON, written aside, fsynced, renamed, checked."""
 
 from __future__ import annotations
 

@@ -111,7 +111,9 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LTMError(f"{path} is damaged or no run's settings: restore it, or train the run again") from error
         if version != _FORMAT:
-            raise LTMError(f"{path} has format {version}, this version of ltm-pyro reads {_FORMAT}: use the other version")
+            raise LTMError(
+                f"{path} has format {version}, this version of ltm-pyro reads {_FORMAT}: use the other version"
+            )
         return dict(about)
 
 

@@ -42,8 +42,8 @@ class Observer:
 class Trainer:
     """Trains the model of a run.
 
-    The noise and every other draw of slow step k come from (seed, k) alone, so that a resumed run needs no generator's state
-    and equals the uninterrupted one bit for bit on the CPU.
+    The noise and every other draw of slow step k come from (seed, k) alone, so that a resumed run needs no generator's
+    state and equals the uninterrupted one bit for bit on the CPU.
 
     Args:
         settings: of the run.
@@ -225,9 +225,7 @@ def _moments(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict
     }
 
 
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], moments: dict[str, Tensor]
-) -> None:
+def _restore_moments(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], moments: dict[str, Tensor]) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             prefix = f"{names[parameter]}."

@@ -1,0 +1,90 @@
+"""``ltm-pyro eval``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+
+__all__ = ["command"]
+
+
+@click.command()
+@run_argument
+@click.option("--data", metavar="SOURCE", help="What to score (default: the run's own validation text).")
+@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    type=click.Choice(["elbo", "reconstruction"]),
+    help="May be repeated (default: both).",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="S", help="Draws of z per sequence."
+)
+@click.option("--max-sequences", type=click.IntRange(min=1), metavar="M", help="Score at most M sequences.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
+)
+@fast_steps_option
+@seed_option
+@device_option
+@json_option
+def command(
+    run: str,
+    data: str | None,
+    column: str | None,
+    protocols: tuple[str, ...],
+    samples: int,
+    max_sequences: int | None,
+    batch_size: int,
+    fast_steps: int | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score the model of RUN, a run directory or one of its checkpoints, in nats per token.
+
+    \b
+    elbo            an upper bound on -log p(x): reconstruction plus KL, on noise drawn
+                    after the fit
+    reconstruction  how well the thoughts encode the text: the KL is left out, so it is
+                    no bound and does not compare with an autoregressive model's loss
+
+    \b
+    Examples:
+        ltm-pyro eval runs/tiny-fables --samples 4
+        ltm-pyro eval runs/tiny-fables --data other.txt --protocol elbo --json
+    """
+    from ltm_pyro.cli.render import console, show_report
+
+    from ltm_pyro.evaluation import PROTOCOLS, evaluate, generator_entropy, validation_data
+    from ltm_pyro.training import load_run
+
+    loaded = load_run(run, device=device)
+    source = data or loaded.settings.data.validation or loaded.settings.data.source
+    with console.status("Preparing the data"):
+        sequences = validation_data(loaded.settings, loaded.tokenizer, data, column)
+    indices = range(min(len(sequences), max_sequences or len(sequences)))
+    with console.status(f"Scoring {len(indices)} sequences"):
+        report = evaluate(
+            loaded.svi,
+            sequences,
+            indices,
+            samples=samples,
+            fast_steps=fast_steps,
+            fast_lr=loaded.fast_lr,
+            batch_size=batch_size,
+            seed=seed,
+            device=loaded.device,
+        )
+    chosen = tuple(p for p in PROTOCOLS if not protocols or p in protocols)
+    row = {"run": run, "step": loaded.step, "data": source, **report.to_dict(chosen)}
+    if source == "fables":
+        row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
+    if as_json:
+        click.echo(json.dumps(row))
+    else:
+        show_report(console, row, chosen)

@@ -1,0 +1,197 @@
+"""What the commands print, by rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ltm_pyro.training.trainer import Observer
+
+if TYPE_CHECKING:
+    from ltm_pyro.config import Settings
+    from ltm_pyro.decoder import Sampling
+    from ltm_pyro.model import LatentThoughtModel
+    from ltm_pyro.training import LoadedRun
+
+__all__ = [
+    "TrainingDisplay",
+    "console",
+    "draw_samples",
+    "show_info",
+    "show_report",
+    "show_samples",
+    "show_settings",
+    "show_texts",
+]
+
+console = Console(stderr=False)
+
+
+def show_settings(settings: Settings) -> None:
+    """Prints every setting, section by section, in the form that --set takes."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section, values in settings.to_dict().items():
+        text = "  ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
+        table.add_row(section, text)
+    console.print(table)
+    console.print()
+
+
+class TrainingDisplay(Observer):
+    """A progress bar on a terminal; elsewhere, a line now and then.
+
+    Args:
+        steps: slow steps in all.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self._progress: Progress | None = None
+        self._last_line = 0.0
+        if console.is_terminal:
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[seen]}"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=console)
+            self._task = self._progress.add_task("train", total=steps, seen="")
+
+    def show_start(
+        self, path: Path, counts: Mapping[str, Mapping[str, int]], model: LatentThoughtModel, step: int
+    ) -> None:
+        """Says what is trained on what, and where it goes."""
+        parameters = sum(p.numel() for p in model.parameters())
+        for split, count in counts.items():
+            numbers = ", ".join(f"{number:,} {name}" for name, number in count.items())
+            console.print(f"{split}: {numbers}", highlight=False)
+        console.print(f"model: {parameters:,} parameters", highlight=False)
+        console.print(f"run:   {path}\n", highlight=False, soft_wrap=True)
+        if step:
+            console.print(f"Going on after step {step}.\n", highlight=False)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def __enter__(self) -> TrainingDisplay:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Moves the bar, or prints a line every few seconds."""
+        seen = (
+            f"-ELBO {row['loss']:.3f}  reconstruction {row['reconstruction']:.3f}  KL {row['kl']:.3f} nats/token  "
+            f"{row['tokens_per_s']:,.0f} tokens/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=row["step"], seen=seen)
+        elif time.monotonic() - self._last_line > 5 or row["step"] == self.steps:
+            self._last_line = time.monotonic()
+            console.print(f"step {row['step']}/{self.steps}  {seen}", highlight=False, soft_wrap=True)
+
+    def validation(self, row: dict[str, Any]) -> None:
+        """Prints a validation above the bar."""
+        console.print(
+            f"validation at step {row['step']}: -ELBO {row['elbo']:.3f} ± {row['elbo_se']:.3f}  "
+            f"reconstruction {row['reconstruction']:.3f}  KL {row['kl']:.3f} nats/token",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def draw_samples(
+    run: LoadedRun,
+    *,
+    prompt: str = "",
+    num: int = 1,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    fast_steps: int | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out."""
+    from ltm_pyro.generate import generate
+
+    drawn = generate(
+        run.svi,
+        start=run.tokenizer.end_of_text,
+        prompt=run.tokenizer.encode(prompt),
+        num=num,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=run.tokenizer.end_of_text,
+        fast_steps=fast_steps,
+        fast_lr=run.fast_lr,
+        seed=seed,
+    )
+    return [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]
+
+
+def show_samples(run: LoadedRun, *, num: int, max_tokens: int) -> None:
+    """Prints texts from the prior."""
+    show_texts(console, draw_samples(run, num=num, max_tokens=max_tokens), "")
+
+
+def show_texts(out: Console, texts: Sequence[Mapping[str, Any]], prompt: str) -> None:
+    """Prints texts between rules, each after its prompt."""
+    for number, text in enumerate(texts, 1):
+        if len(texts) > 1:
+            out.rule(str(number), style="dim")
+        out.print(Text(prompt, style="bold") + Text(text["text"]))
+
+
+def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) -> None:
+    """Prints an evaluation as a table that says what each number is."""
+    meaning = {
+        "elbo": "upper bound on -log p(x)",
+        "reconstruction": "KL left out: no bound",
+        "kl": "information in the thoughts, at most",
+    }
+    table = Table(
+        "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
+    )
+    for name in (*protocols, "kl"):
+        table.add_row(name, f"{row[name]:.4f}", f"{row[f'{name}_se']:.4f}", meaning[name])
+    if row.get("generator_entropy") is not None:
+        table.add_row("generator", f"{row['generator_entropy']:.4f}", "", "exact -log p(x) of the same texts")
+    out.print(table)
+    out.print(
+        f"{row['sequences']} sequences, {row['tokens']} tokens, S = {row['samples']}, T_fast = {row['fast_steps']}, "
+        f"seed {row['seed']}",
+        highlight=False,
+    )
+
+
+def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> None:
+    """Prints a run's settings, progress and next commands."""
+    show_settings(settings)
+    out.print(f"steps: {about['step']} of {about['steps']}", highlight=False)
+    out.print(f"checkpoints: {', '.join(about['checkpoints']) or 'none yet'}", highlight=False, soft_wrap=True)
+    if about["validation"]:
+        table = Table("step", "-ELBO", "± s.e.", "reconstruction", "KL", title="validation, nats/token")
+        for row in about["validation"][-10:]:
+            cells = (row[name] for name in ("elbo", "elbo_se", "reconstruction", "kl"))
+            table.add_row(str(row["step"]), *(f"{value:.4f}" for value in cells))
+        out.print(table)
+    out.print("\nNext:\n")
+    if about["step"] < about["steps"] or not about["checkpoints"]:
+        out.print(f"    ltm-pyro train --resume --out {about['run']}", highlight=False, soft_wrap=True)
+    if about["checkpoints"]:
+        out.print(f"    ltm-pyro sample {about['run']} --num 3", highlight=False, soft_wrap=True)
+        out.print(f"    ltm-pyro eval {about['run']} --samples 4", highlight=False, soft_wrap=True)

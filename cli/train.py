@@ -1,0 +1,173 @@
+"""``ltm-pyro train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ltm_pyro.config import Settings
+    from ltm_pyro.data import Data
+    from ltm_pyro.training import RunDirectory
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option("--preset", metavar="NAME", help="tiny (default), ltm-s, ltm-m, ltm-l, or paper-ltm-s|m|l.")
+@click.option("--data", metavar="SOURCE", help="fables (default), a file, a folder, or hf:name[/config][:column].")
+@click.option("--validation", metavar="SOURCE", help="Validation text (default: documents held out of --data).")
+@click.option("--tokenizer", metavar="T", help="Path or hub name of a tokenizer (default: train one on the data).")
+@click.option("--prior", metavar="P", help="Prior by name or package.module:Class (default: gaussian).")
+@click.option("--guide", metavar="G", help="Guide by name or package.module:Class (default: local-normal).")
+@click.option("--steps", type=int, metavar="N", help="Slow steps.")
+@click.option("--fast-steps", type=int, metavar="T", help="Fast steps per slow step.")
+@click.option("--out", type=click.Path(), metavar="DIR", help="Run directory (default: a new one under runs/).")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out.")
+@click.option("--device", metavar="D", help="auto (default), cpu, cuda or cuda:K.")
+@click.option("--dtype", metavar="D", help="float32 (default) or bfloat16.")
+@click.option("--seed", type=int, metavar="S", help="Seed of weights, data order and noise (default: 0).")
+@click.option("--config", type=click.Path(), metavar="FILE.toml", help="Settings, one table per section.")
+@click.option("--set", "assignments", multiple=True, metavar="section.key=value", help="One setting; may be repeated.")
+def command(
+    preset: str | None,
+    out: str | None,
+    resume: bool,
+    config: str | None,
+    assignments: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Train a Latent Thought Language Model.
+
+    With no options, the tiny preset is trained on the embedded fables in about two minutes on two cores. Later settings
+    win over earlier ones: preset, then --config, then --set, then the other options. Every setting is printed at the
+    start and kept in the run's config.json. Ctrl-C finishes the step and saves.
+
+    \b
+    Examples:
+        ltm-pyro train
+        ltm-pyro train --data stories/ --steps 2000 --out runs/stories
+        ltm-pyro train --preset ltm-s --data text.jsonl.gz --tokenizer gpt2/
+        ltm-pyro train --set decoder.num_thoughts=16 --set inference.init_log_var=-1
+        ltm-pyro train --resume --out runs/stories
+    """
+    from ltm_pyro.cli.render import console, show_settings
+
+    overrides = _overrides(config, assignments, flags)
+    if resume:
+        run, settings = _reopen(out, preset, overrides)
+    else:
+        from ltm_pyro.presets import preset as named
+
+        name = preset or overrides.pop("preset", None) or "tiny"
+        settings = named(name).updated(overrides)
+    show_settings(settings)
+    with console.status("Preparing the data"):
+        data = _data(settings, run.path / "tokenizer.json" if resume else None)
+    if not resume:
+        from ltm_pyro.training import RunDirectory
+
+        run = RunDirectory.create(Path(out) if out else _new_directory(name, settings), settings, data.tokenizer)
+    _train(run, settings, data, resume)
+
+
+def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    from ltm_pyro.config import read_toml
+    from ltm_pyro.errors import LTMError
+
+    values: dict[str, Any] = {}
+    for section, content in (read_toml(config) if config else {}).items():
+        if isinstance(content, dict):
+            values |= {f"{section}.{key}": value for key, value in content.items()}
+        elif section == "preset":
+            values["preset"] = content
+        else:
+            raise LTMError(f"{section} in {config} stands in no section: put it under a table such as [training]")
+    for assignment in assignments:
+        address, equals, value = assignment.partition("=")
+        if not equals:
+            raise LTMError(f"--set {assignment!r} is not of the form section.key=value")
+        values[address.strip()] = value.strip()
+    addresses = {
+        "data": "data.source",
+        "validation": "data.validation",
+        "tokenizer": "data.tokenizer",
+        "prior": "prior.name",
+        "guide": "guide.name",
+        "steps": "training.steps",
+        "fast_steps": "inference.fast_steps",
+        "device": "training.device",
+        "dtype": "training.dtype",
+        "seed": "training.seed",
+    }
+    return values | {addresses[flag]: value for flag, value in flags.items() if value is not None}
+
+
+def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> tuple[RunDirectory, Settings]:
+    from ltm_pyro.errors import LTMError
+    from ltm_pyro.training import RunDirectory
+
+    if out is None:
+        raise LTMError("--resume needs --out DIR: the run directory to go on with")
+    if preset is not None or "preset" in overrides:
+        raise LTMError(
+            "--preset cannot change when a run is resumed: leave it out, or start a new run with another --out"
+        )
+    run = RunDirectory.open(out)
+    before = run.settings
+    settings = before.updated(overrides)
+    for section in ("data", "decoder", "prior", "guide"):
+        old, new = before.to_dict()[section], settings.to_dict()[section]
+        changed = [key for key in new if old.get(key) != new[key]]
+        if changed:
+            raise LTMError(
+                f"{section}.{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with "
+                "another --out"
+            )
+    return run, settings
+
+
+def _data(settings: Settings, tokenizer: Path | None) -> Data:
+    from dataclasses import asdict
+
+    from ltm_pyro.data import build_data
+
+    arguments = asdict(settings.data)
+    if tokenizer is not None:
+        arguments["tokenizer"] = str(tokenizer)
+    return build_data(**arguments, seed=settings.training.seed)
+
+
+def _new_directory(preset: str, settings: Settings) -> Path:
+    source = Path(settings.data.source).name.split(".")[0].replace(":", "-") or "data"
+    base = Path("runs") / f"{preset}-{source}"
+    number = 1
+    while (place := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
+        number += 1
+    return place
+
+
+def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> None:
+    from ltm_pyro.cli.render import TrainingDisplay, console, show_samples
+
+    from ltm_pyro.training import Trainer, load_run
+
+    display = TrainingDisplay(settings.training.steps)
+    trainer = Trainer(settings, data, run, display)
+    if resume:
+        trainer.resume()
+        run.write_settings(settings, data.tokenizer.vocab_size)
+    display.show_start(run.path, data.counts, trainer.model, trainer.step)
+    with display:
+        finished = trainer.fit()
+    if not finished:
+        console.print(f"\nStopped after step {trainer.step}, saved. Go on with:\n")
+        console.print(f"    ltm-pyro train --resume --out {run.path}\n", soft_wrap=True, highlight=False)
+        sys.exit(130)
+    console.print("\nTexts of its own, from thoughts drawn from the prior:\n")
+    show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)
+    console.print("\nNext:\n")
+    console.print(f"    ltm-pyro sample {run.path} --num 3\n", soft_wrap=True, highlight=False)

@@ -1,0 +1,62 @@
+"""What an evaluation scores: a run's validation text or another source, and what the fables' generator says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ltm_pyro.config import Settings
+from ltm_pyro.data import SequenceDataset, Tokenizer, open_corpus, shard_of, split_corpus
+from ltm_pyro.data.build import choose_layout
+from ltm_pyro.data.fables import log_prob
+
+__all__ = ["generator_entropy", "validation_data"]
+
+
+def validation_data(
+    settings: Settings, tokenizer: Tokenizer, source: str | None = None, column: str | None = None
+) -> SequenceDataset:
+    """Sequences of another ``source``, or a run's validation sequences where that is None.
+
+    Raises:
+        LTMError: the source is unusable.
+    """
+    data, seed = settings.data, settings.training.seed
+    if source is None:
+        _, corpus = split_corpus(
+            data.source,
+            data.validation,
+            fraction=data.validation_fraction,
+            column=data.column,
+            text_unit=data.text_unit,
+            documents=data.documents,
+            seed=seed,
+            streaming=data.streaming,
+        )
+    else:
+        corpus = open_corpus(
+            source,
+            split="validation",
+            column=column or data.column,
+            text_unit=data.text_unit,
+            seed=seed,
+            streaming=data.streaming,
+        )
+    cache = None if data.cache_dir is None else Path(data.cache_dir)
+    layout = choose_layout(data.layout, source or data.source)
+    return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length)
+
+
+def generator_entropy(data: SequenceDataset, indices: Sequence[int], tokenizer: Tokenizer) -> float | None:
+    """Exact -log p(x) of whole fables under their generator, in nats per token; None where one is cut.
+
+    A text has just one encoding, and its end-of-text token is certain, so the text's probability is that of its tokens.
+    """
+    batch = data.batch(indices)
+    nats = 0.0
+    for row, length, start in zip(batch.tokens.tolist(), batch.lengths.tolist(), batch.start.tolist(), strict=True):
+        tokens = row[:length]
+        if start != tokenizer.end_of_text or not tokens or tokens[-1] != tokenizer.end_of_text:
+            return None
+        nats -= log_prob(tokenizer.decode(tokens[:-1]))
+    return nats / int(batch.lengths.sum())
