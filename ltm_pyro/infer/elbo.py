@@ -107,7 +107,7 @@ class SequenceELBO(ELBO):
         """-Σ_b L_b as a number, after its backward pass."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
