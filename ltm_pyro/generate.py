@@ -31,8 +31,8 @@ def generate(
 ) -> list[list[int]]:
     """Draws ``num`` texts as lists of token ids, the prompt left out.
 
-    Without a prompt z ~ p(z); with one z ~ q(z | prompt), fitted by the fast loop on the prompt alone. Each text has a draw
-    of z of its own. Decoding goes on past the training length: self-attention keeps its window.
+    Without a prompt z ~ p(z); with one z ~ q(z | prompt), fitted by the fast loop on the prompt alone. Each text has a
+    draw of z of its own. Decoding goes on past the training length: self-attention keeps its window.
 
     Args:
         svi: the model, its guide and the settings of the fast loop.
