@@ -184,7 +184,7 @@ class FastSlowSVI:
             )
         seed = _draw_seed() if seed is None else seed
         size = micro_batch_size or len(batch)
-        weights = [p for group in self.slow.param_groups for p in group["params"]]
+        weights = [p for group in self.slow.param_groups for p in group["params"] if p.requires_grad]
         self.slow.zero_grad(set_to_none=True)
         total = batch.num_scored.sum().clamp(min=1)
         losses, terms, posteriors = [], [], []

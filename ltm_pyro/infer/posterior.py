@@ -136,7 +136,7 @@ class Posterior:
             raise LTMError(
                 f"cannot read the posterior {path}: {error}; give a file that Posterior.save wrote"
             ) from error
-        if about.get("format") != _FORMAT:
+        if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise LTMError(f"{path} holds no posterior of this version: give a file that Posterior.save wrote")
         if about["guide"] != type(guide).__name__:
             raise LTMError(f"{path} was fitted with {about['guide']}, not {type(guide).__name__}: pass that guide")
