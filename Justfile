@@ -1,0 +1,40 @@
+# Show the recipes.
+default:
+    @just --list --unsorted
+
+# Install the project with everything that development needs.
+setup:
+    python -m pip install -e '.[dev]'
+
+# Run the tests that every change must pass.
+test *ARGS:
+    python -m pytest {{ARGS}}
+
+# Run the long tests, too: twenty kills, compiled decoders, whole trainings.
+test-slow *ARGS:
+    python -m pytest -m 'slow or not slow' {{ARGS}}
+
+# Check style and formatting.
+lint:
+    ruff check .
+    ruff format --check .
+
+# Mend style and formatting where that is mechanical.
+format:
+    ruff check --fix .
+    ruff format .
+
+# Check the types, strictly.
+types:
+    mypy
+
+# Run the code blocks of the README and the docs.
+docs:
+    python -m pytest tests/docs -m 'slow or not slow'
+
+# Measure one thing, for example `just bench pyro-overhead`; `just bench` lists them.
+bench NAME='' *ARGS:
+    python -m benchmarks {{NAME}} {{ARGS}}
+
+# All that continuous integration checks, in this environment.
+check: lint types test

@@ -1,0 +1,22 @@
+"""``python -m benchmarks NAME``: runs one benchmark and writes its JSON."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = {"pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch"}
+
+
+def main() -> None:
+    """Runs the benchmark that the first argument names, with the others as its options."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        print("Usage: just bench NAME [OPTIONS]\n")
+        for name, about in NAMES.items():
+            print(f"  {name:16} {about}")
+        sys.exit(0 if len(sys.argv) < 2 or not sys.argv[1] else 2)
+    module = importlib.import_module(f"benchmarks.{sys.argv[1].replace('-', '_')}")
+    module.main(sys.argv[2:])
+
+
+main()
