@@ -54,10 +54,10 @@ def test_draws_are_standard_normal_along_each_axis_alone(axis):
     elif axis == "entries":
         x = SequenceGenerator(keys(1), 0).normal((num,))
     elif axis == "draws":
-        generator = SequenceGenerator(keys(10), 0)
-        x = torch.stack([generator.normal(()) for _ in range(num // 10)])
+        generator = SequenceGenerator(keys(40), 0)
+        x = torch.stack([generator.normal(()) for _ in range(num // 40)])
     else:
-        x = torch.stack([SequenceGenerator(keys(10), seed).normal(()) for seed in range(num // 10)])
+        x = torch.stack([SequenceGenerator(keys(40), seed).normal(()) for seed in range(num // 40)])
     assert_standard_normal(x)
 
 

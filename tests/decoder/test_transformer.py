@@ -98,7 +98,7 @@ def test_cross_attention_queries_beyond_max_length_stand_at_the_last_trained_pos
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("window", [1, 3, 20])
+@pytest.mark.parametrize("window", [1, 3, 11, 20])
 def test_a_token_sees_neither_the_future_nor_beyond_its_window(layers, window):
     decoder = tiny_decoder(layers=layers, window=window, max_length=24)
     inputs, thoughts = torch.randint(11, (1, 12)), random_thoughts(decoder, 1)
