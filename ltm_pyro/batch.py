@@ -65,7 +65,10 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
         scored = None if self.scored is None else self.scored.to(device)
-        return TokenBatch(self.tokens.to(device), self.lengths.to(device), self.start.to(device), scored)
+        moved = TokenBatch(self.tokens.to(device), self.lengths.to(device), self.start.to(device), scored)
+        # Counted where the tokens are now, normally the host: on the other side it would make the host wait.
+        moved.__dict__["scored_index"] = self.scored_index.to(device)
+        return moved
 
     @property
     def device(self) -> torch.device:

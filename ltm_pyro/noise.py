@@ -10,7 +10,7 @@ Pseudorandom Number Generators (the mixing function, in Stafford's variant 13).
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +19,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["SequenceGenerator", "sequence_noise"]
+__all__ = ["Purpose", "SequenceGenerator", "sequence_noise"]
+
+Purpose = Literal["fit", "slow", "sample", "score"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, and scoring after the fit."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 
@@ -46,11 +49,14 @@ class SequenceGenerator:
     Args:
         keys: (B,) identities of the sequences (`TokenBatch.keys`).
         seed: chooses the family of streams.
+        purpose: what the draws are for; each purpose has streams of its own, so that a posterior is never scored on the
+            noise that it was fitted on.
     """
 
-    def __init__(self, keys: Int[Tensor, " batch"], seed: int):
+    def __init__(self, keys: Int[Tensor, " batch"], seed: int, purpose: Purpose = "fit"):
         self.draws = 0
-        self._streams = mix64(keys ^ mix64(torch.full_like(keys, _wrap(seed))))
+        family = torch.full_like(keys, _wrap(seed * GOLDEN + get_args(Purpose).index(purpose)))
+        self._streams = mix64(keys ^ mix64(family))
 
     def normal(
         self, event_shape: tuple[int, ...], *, particles: tuple[int, ...] = (), dtype: torch.dtype | None = None

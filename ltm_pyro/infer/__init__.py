@@ -1,7 +1,8 @@
 """Inference: the ELBO's terms, fast-slow SVI, and the posteriors that it finds."""
 
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
-from ltm_pyro.infer.fast_slow import FastConfig, FastSlowSVI, StepInfo
+from ltm_pyro.infer.fast_config import FastConfig
+from ltm_pyro.infer.fast_slow import FastSlowSVI, StepInfo
 from ltm_pyro.infer.posterior import Posterior
 
 __all__ = ["ELBOTerms", "FastConfig", "FastSlowSVI", "Posterior", "SequenceELBO", "StepInfo"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -27,24 +27,19 @@ class Convergence:
         self.tolerance = tolerance
         self.done = torch.zeros_like(tolerance, dtype=torch.bool)
         self._history: list[Tensor] = []
+        self._stood: list[Tensor] = []
 
-    def hold(self, leaves: Sequence[Tensor], elbo: Float[Tensor, " batch"]) -> Callable[[], bool]:
-        """Judges the ELBO met before a step; the returned call undoes that step where a sequence was done before it.
-
-        The call says whether every sequence is done.
-        """
+    def before_step(self, leaves: Sequence[Tensor], elbo: Float[Tensor, " batch"]) -> None:
+        """Judges the ELBO met before a fast step, and remembers where the local parameters stood."""
         self._history = [*self._history[1 - 2 * self.span :], elbo.detach()]
         if len(self._history) == 2 * self.span:
-            before, now = (
-                torch.stack(part).mean(0) for part in (self._history[: self.span], self._history[self.span :])
-            )
-            self.done = self.done | (now - before < self.tolerance)
-        done, kept = self.done, [leaf.detach().clone() for leaf in leaves]
+            before, now = torch.stack(self._history).chunk(2)
+            self.done = self.done | (now.mean(0) - before.mean(0) < self.tolerance)
+        self._stood = [leaf.detach().clone() for leaf in leaves]
 
-        def restore() -> bool:
-            with torch.no_grad():
-                for leaf, value in zip(leaves, kept, strict=True):
-                    leaf.copy_(torch.where(done.view(-1, *[1] * (leaf.dim() - 1)), value, leaf))
-            return bool(done.all())
-
-        return restore
+    def after_step(self, leaves: Sequence[Tensor]) -> bool:
+        """Undoes the step of every sequence that is done; returns whether all are."""
+        with torch.no_grad():
+            for leaf, stood in zip(leaves, self._stood, strict=True):
+                leaf.copy_(torch.where(self.done.view(-1, *[1] * (leaf.dim() - 1)), stood, leaf))
+        return bool(self.done.all())

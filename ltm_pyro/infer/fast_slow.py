@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro.infer import ELBO
@@ -20,61 +20,12 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
 from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
+from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.posterior import Posterior, autocasting
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, sequence_noise
 
-__all__ = ["FastConfig", "FastSlowSVI", "StepInfo"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastConfig:
-    """Settings of the fast loop.
-
-    Args:
-        steps: T_fast.
-        lr: η_fast, Adam's step size on the local parameters at the start of a loop.
-        lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
-        betas: Adam's moment decays.
-        eps: Adam's ε.
-        noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step
-            (the released code).
-        slow_gradient: ``final`` takes the slow gradient at the final q (the paper); ``trajectory`` adds the gradients
-            met at every fast step (the released code).
-        tolerance: a sequence's fast loop ends once its running ELBO improves by less than this, in nats per token; None
-            takes every step. Reads one flag from the device per step.
-
-    Raises:
-        LTMError: a value out of range.
-    """
-
-    steps: int = 16
-    lr: float = 0.3
-    lr_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    noise: Literal["fresh", "fixed"] = "fresh"
-    slow_gradient: Literal["final", "trajectory"] = "final"
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise LTMError(f"fast steps must be 0 or more, got {self.steps}")
-        if not self.lr > 0:
-            raise LTMError(f"the fast learning rate must be above 0, got {self.lr}")
-        if not 0 <= self.lr_decay <= 1:
-            raise LTMError(f"the fast learning rate's decay must lie in 0 … 1, got {self.lr_decay}")
-        if self.noise not in ("fresh", "fixed"):
-            raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
-        if self.slow_gradient not in ("final", "trajectory"):
-            raise LTMError(f"slow_gradient must be 'final' or 'trajectory', got {self.slow_gradient!r}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise LTMError(f"tolerance must be above 0, got {self.tolerance}: leave it out to take every fast step")
-
-    def lr_at(self, step: int, steps: int, lr: float) -> float:
-        """Cosine from ``lr`` at the first of ``steps`` fast steps to ``lr * lr_decay`` at the last."""
-        progress = step / max(steps - 1, 1)
-        return lr * (self.lr_decay + (1 - self.lr_decay) * 0.5 * (1 + math.cos(math.pi * progress)))
+__all__ = ["FastSlowSVI", "StepInfo"]
 
 
 @dataclass(frozen=True)
@@ -155,8 +106,8 @@ class FastSlowSVI:
         seed = _draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
         with _constant(self.model, self.guide):
-            local, taken = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr, [])
-        return Posterior(self.model, self.guide, batch, local, seed, taken, self.autocast)
+            fit = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr)
+        return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
 
     def step(
         self,
@@ -214,15 +165,17 @@ class FastSlowSVI:
         """Infers a micro-batch and adds its slow gradient to the weights' ``grad``."""
         generator = SequenceGenerator(batch.keys, seed)
         if self.fast.slow_gradient == "trajectory":
-            local, taken = self._fit(batch, generator, self.fast.steps, lr, weights, scale=total)
+            fit = self._fit(batch, generator, self.fast.steps, lr, weights, total)
         else:
             with _constant(self.model, self.guide):
-                local, taken = self._fit(batch, generator, self.fast.steps, lr, [])
+                fit = self._fit(batch, generator, self.fast.steps, lr)
         if self.fast.noise == "fixed":
-            generator.draws = self._first_draw
-        loss, terms = self._evaluate(batch, local, generator, None)
+            generator.draws = fit.first_draw
+        else:
+            generator = SequenceGenerator(batch.keys, seed, "slow")
+        loss, terms = self._evaluate(batch, fit.local, generator, None)
         (loss / total).backward()
-        posterior = Posterior(self.model, self.guide, batch, local, seed, taken, self.autocast)
+        posterior = Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
         return loss.detach() / total, None if terms is None else terms.detach(), posterior
 
     def _fit(
@@ -231,15 +184,15 @@ class FastSlowSVI:
         generator: SequenceGenerator,
         steps: int,
         lr: float | None,
-        weights: list[Tensor],
-        scale: Tensor | None = None,
-    ) -> tuple[LocalParams, int]:
-        """The fast loop; gradients for ``weights`` are added to their ``grad`` where there are any."""
+        weights: Sequence[Tensor] = (),
+        total: Tensor | float = 1.0,
+    ) -> _Fit:
+        """The fast loop. The gradients for ``weights``, divided by ``total``, are added to their ``grad``."""
         lr = self.fast.lr if lr is None else lr
         local = self.guide.init_local(batch, generator)
-        self._first_draw = generator.draws
+        first_draw = generator.draws
         if not local:
-            return local, 0
+            return _Fit(local, 0, first_draw)
         stem = None
         if not weights:
             with torch.no_grad(), autocasting(batch.device, self.autocast):
@@ -250,22 +203,28 @@ class FastSlowSVI:
         taken = 0
         for t in range(steps):
             if self.fast.noise == "fixed":
-                generator.draws = self._first_draw
-            loss, terms = self._evaluate(batch, local, generator, stem)
-            gradients = torch.autograd.grad(loss, leaves + weights, allow_unused=True)
+                generator.draws = first_draw
+            # Checks of arguments and values read the device; once per loop is enough to catch a wrong program.
+            with nullcontext() if t == 0 else pyro.validation_enabled(False):
+                loss, terms = self._evaluate(batch, local, generator, stem)
+            if watch is not None and terms is not None:
+                # A sequence that is done adds no more gradients to a trajectory, however long the others go on.
+                loss = -torch.where(watch.done, 0.0, terms.elbo).sum()
+            gradients = torch.autograd.grad(loss, [*leaves, *weights], allow_unused=True)
             for leaf, gradient in zip(leaves, gradients, strict=False):
                 leaf.grad = gradient
             for weight, gradient in zip(weights, gradients[len(leaves) :], strict=True):
                 if gradient is not None:
-                    share = gradient if scale is None else gradient / scale
+                    share = gradient / total
                     weight.grad = share if weight.grad is None else weight.grad + share
             adam.param_groups[0]["lr"] = self.fast.lr_at(t, steps, lr)
-            held = None if watch is None or terms is None else watch.hold(leaves, terms.elbo)
+            if watch is not None and terms is not None:
+                watch.before_step(leaves, terms.elbo)
             adam.step()
             taken += 1
-            if held is not None and held():
+            if watch is not None and watch.after_step(leaves):
                 break
-        return {name: value.detach() for name, value in local.items()}, taken
+        return _Fit({name: value.detach() for name, value in local.items()}, taken, first_draw)
 
     def _evaluate(
         self, batch: TokenBatch, local: LocalParams, generator: SequenceGenerator, stem: Stem | None
@@ -278,6 +237,14 @@ class FastSlowSVI:
                 return -terms.elbo.sum(), terms
             loss: Tensor = self.elbo.differentiable_loss(model, guide)  # type: ignore[attr-defined]
             return loss, None
+
+
+class _Fit(NamedTuple):
+    """Fitted local parameters, the fast steps behind them, and where the loop's noise began in each stream."""
+
+    local: LocalParams
+    steps_taken: int
+    first_draw: int
 
 
 def _draw_seed() -> int:

@@ -23,7 +23,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.noise import SequenceGenerator, sequence_noise
+from ltm_pyro.noise import Purpose, SequenceGenerator, sequence_noise
 
 __all__ = ["Posterior"]
 
@@ -70,13 +70,13 @@ class Posterior:
 
     def sites(self, num: int = 1) -> dict[str, Tensor]:
         """``num`` draws of every latent site by name, each (num, B, …)."""
-        with self._drawing(self._streams("sample")):
+        with self._drawing("sample"):
             trace = poutine.trace(_particles(num, self._guide)).get_trace()
         return {name: cast(Tensor, trace.nodes[name]["value"]) for name in _latent_names(trace)}
 
     def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
         """``num`` draws of the thoughts z ~ q(z | x)."""
-        with self._drawing(self._streams("sample")):
+        with self._drawing("sample"):
             trace = poutine.trace(_particles(num, self._guide)).get_trace()
             return self._thoughts(trace, num)
 
@@ -93,7 +93,7 @@ class Posterior:
     def elbo_terms(self, num_particles: int = 1) -> ELBOTerms:
         """Terms of every sequence's ELBO averaged over ``num_particles`` draws made after the fit."""
         elbo = SequenceELBO(num_particles)
-        with self._drawing(self._streams("score")), autocasting(self.batch.device, self.autocast):
+        with self._drawing("score"), autocasting(self.batch.device, self.autocast):
             return elbo.terms(partial(self.model, self.batch), self._guide)
 
     def to(self, device: torch.device | str) -> Posterior:
@@ -149,14 +149,9 @@ class Posterior:
     def _guide(self) -> None:
         self.guide(self.batch, self.local)
 
-    def _streams(self, purpose: str) -> SequenceGenerator:
-        # One family of streams for each kind of draw, none of them the one that the fit has seen.
-        offset = {"sample": 1, "score": 2}[purpose]
-        return SequenceGenerator(self.batch.keys, self.seed + (offset << 40))
-
     @contextmanager
-    def _drawing(self, generator: SequenceGenerator) -> Iterator[None]:
-        with torch.no_grad(), sequence_noise(generator):
+    def _drawing(self, purpose: Purpose) -> Iterator[None]:
+        with torch.no_grad(), sequence_noise(SequenceGenerator(self.batch.keys, self.seed, purpose)):
             yield
 
     def _thoughts(self, guide_trace: Any, particles: int | None = None) -> Tensor:

@@ -85,7 +85,9 @@ class CheckpointStore:
                 f"cannot write the checkpoint {target}: {error.strerror or error}; free some space or choose another "
                 "--out; earlier checkpoints are untouched"
             ) from error
-        for path in self.paths()[self.keep :]:
+        # Later ones are damaged and were passed over: they are being made again.
+        later = [path for path in self.paths() if path.name > target.name]
+        for path in (*later, *self.paths()[len(later) + self.keep :]):
             shutil.rmtree(path, ignore_errors=True)
         return target
 
@@ -95,12 +97,19 @@ class CheckpointStore:
         Raises:
             LTMError: there is none.
         """
+        damage: list[LTMError] = []
         for path in self.paths():
             try:
-                return read_checkpoint(path)
+                checkpoint = read_checkpoint(path)
             except LTMError as error:
-                warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)
-        raise LTMError(f"no whole checkpoint in {self.folder}: train the run first")
+                damage.append(error)
+                continue
+            for error in damage:
+                warnings.warn(f"{error}; going back to step {checkpoint.step}", stacklevel=2)
+            return checkpoint
+        if damage:
+            raise LTMError(f"no whole checkpoint in {self.folder}: {damage[0]}; restore it, or train the run again")
+        raise LTMError(f"no checkpoint in {self.folder} yet: train the run first")
 
     def _clear_leftovers(self) -> None:
         for path in self.folder.glob(".step-*.tmp"):
@@ -175,7 +184,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         version = about["format"]
     except OSError as error:
         raise LTMError(f"checkpoint {path.parent} is damaged: cannot read state.json ({error.strerror})") from error
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed") from error
     if digest != _digest(about):
         raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed")

@@ -67,6 +67,13 @@ class MetricsLog:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Drops the rows after ``step``: training is about to make them again."""
+        """Drops the rows after ``step``: training is about to make them again.
+
+        Raises:
+            LTMError: the disk is full or not writable.
+        """
         kept = [row for row in self.rows() if row["step"] <= step]
-        write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        try:
+            write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        except OSError as error:
+            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error

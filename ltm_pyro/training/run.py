@@ -14,7 +14,8 @@ from ltm_pyro.config import Settings
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide
-from ltm_pyro.infer.fast_slow import FastConfig, FastSlowSVI
+from ltm_pyro.infer.fast_config import FastConfig
+from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
 from ltm_pyro.training.metrics import MetricsLog
@@ -40,6 +41,15 @@ class RunDirectory:
         """Whether a run has been started here."""
         return (self.path / "config.json").exists()
 
+    def refuse_to_overwrite(self) -> None:
+        """Nothing, where no run has been started here.
+
+        Raises:
+            LTMError: there is one.
+        """
+        if self.exists:
+            raise LTMError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
+
     @classmethod
     def create(cls, path: str | Path, settings: Settings, tokenizer: Tokenizer) -> RunDirectory:
         """Starts a run: the folder, its settings and its tokenizer.
@@ -48,24 +58,25 @@ class RunDirectory:
             LTMError: there is a run already, or the folder cannot be written.
         """
         run = cls(path)
-        if run.exists:
-            raise LTMError(f"{path} already holds a run: continue it with --resume, or choose another --out")
+        run.refuse_to_overwrite()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             tokenizer.save(run.path / "tokenizer.json")
-            run.write_settings(settings, tokenizer.vocab_size)
         except OSError as error:
             raise LTMError(f"cannot write the run directory {path}: {error.strerror}; choose another --out") from error
+        run.write_settings(settings, tokenizer.vocab_size)
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """A run that has been started.
+        """A run that has been started, by its folder or by a checkpoint inside it.
 
         Raises:
             LTMError: there is none at ``path``.
         """
-        run = cls(path)
+        place = Path(path).absolute()
+        inside = place.name.startswith("step-") and place.parent.name == "checkpoints"
+        run = cls(place.parents[1] if inside else path)
         if not run.path.exists():
             raise LTMError(f"there is no run at {path}: give the folder that `ltm-pyro train` wrote")
         if not run.exists:
@@ -73,7 +84,11 @@ class RunDirectory:
         return run
 
     def write_settings(self, settings: Settings, vocab_size: int) -> None:
-        """Writes config.json in one piece."""
+        """Writes config.json in one piece.
+
+        Raises:
+            LTMError: the disk is full or not writable.
+        """
         import ltm_pyro
 
         about = {
@@ -82,7 +97,12 @@ class RunDirectory:
             "vocab_size": vocab_size,
             "settings": settings.to_dict(),
         }
-        write_durably(self.path / "config.json", json.dumps(about, indent=2).encode())
+        try:
+            write_durably(self.path / "config.json", json.dumps(about, indent=2).encode())
+        except OSError as error:
+            raise LTMError(
+                f"cannot write {self.path / 'config.json'}: {error.strerror}; free some space or choose another --out"
+            ) from error
 
     @property
     def settings(self) -> Settings:
@@ -107,7 +127,9 @@ class RunDirectory:
         path = self.path / "config.json"
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            version = about["format"]
+            version, settings = about["format"], about["settings"]
+            if not isinstance(settings, dict):
+                raise TypeError(f"settings are {type(settings).__name__}")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LTMError(f"{path} is damaged or no run's settings: restore it, or train the run again") from error
         if version != _FORMAT:
@@ -144,13 +166,8 @@ def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
     Raises:
         LTMError: there is no run or no whole checkpoint, or a file of it is damaged.
     """
-    place = Path(path)
-    if place.name.startswith("step-") and place.parent.name == "checkpoints":
-        run = RunDirectory.open(place.parent.parent)
-        checkpoint = read_checkpoint(place)
-    else:
-        run = RunDirectory.open(place)
-        checkpoint = run.store().latest()
+    run = RunDirectory.open(path)
+    checkpoint = run.store().latest() if run.path == Path(path) else read_checkpoint(path)
     settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device)
     model = build_model(settings, tokenizer.vocab_size)
     guide = build_guide(settings, model)

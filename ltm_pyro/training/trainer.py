@@ -83,6 +83,10 @@ class Trainer:
         events = run.path / "tensorboard" if training.tensorboard else None
         self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
         self.step = 0
+        # Sums over the steps since the last row of metrics, first as tensors that wait on the device, and since when.
+        self._unread: list[dict[str, Tensor]] = []
+        self._sums: dict[str, float] = {}
+        self._clock = (time.perf_counter(), 0.0)
 
     def resume(self) -> None:
         """Goes back to the newest whole checkpoint, or to the start where there is none yet.
@@ -97,6 +101,7 @@ class Trainer:
         load_weights(self.model, self.guide, checkpoint)
         _restore_moments(self.optimizer, self._names(), checkpoint.optimizer)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
+        self._sums = dict(checkpoint.state["sums"])
         self.step = checkpoint.step
         self.metrics.rewind(self.step)
 
@@ -109,18 +114,15 @@ class Trainer:
             LTMError: the loss is no longer finite, or the disk is full; the last checkpoint stands.
         """
         training = self.settings.training
-        infos: list[tuple[StepInfo, float]] = []
         if self.step == 0:
             self._validate()
+        self._clock = (time.perf_counter(), self._sums.get("tokens", 0.0))
         with StopRequest() as stop:
             while self.step < training.steps and not stop:
-                began = time.perf_counter()
                 info = self._take_step()
-                infos.append((info, began))
                 last = self.step == training.steps
-                if last or stop or self.step % training.log_every == 0:
-                    self._log(infos)
-                    infos = []
+                if last or self.step % training.log_every == 0:
+                    self._log(info)
                 if last or self.step % training.eval_every == 0:
                     self._validate()
                 if last or stop or self.step % training.checkpoint_every == 0:
@@ -141,24 +143,35 @@ class Trainer:
             lr=fast_lr(self.settings.inference, training, self.step),
         )
         self.step += 1
+        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.num_scored.sum()}
+        if info.terms is not None:
+            sums |= {"reconstruction": -info.terms.log_likelihood.sum(), "kl": info.terms.kl.sum()}
+        self._unread.append(sums)
         return info
 
-    def _log(self, infos: list[tuple[StepInfo, float]]) -> None:
-        tokens = sum(float(info.num_scored.sum()) for info, _ in infos)
+    def _log(self, info: StepInfo) -> None:
+        self._require_finite(info)
+        sums = self._read_sums()
+        tokens = sums.pop("tokens")
         row: dict[str, Any] = {"step": self.step, "split": "train"}
-        row["loss"] = sum(float(info.loss * info.num_scored.sum()) for info, _ in infos) / tokens
-        terms = [info.terms for info, _ in infos if info.terms is not None]
-        row["reconstruction"] = sum(-float(t.log_likelihood.sum()) for t in terms) / tokens
-        row["kl"] = sum(float(t.kl.sum()) for t in terms) / tokens
-        row["gradient_norm"] = float(infos[-1][0].gradient_norm)
+        row |= {name: value / tokens for name, value in sums.items()}
+        row["gradient_norm"] = float(info.gradient_norm)
         row["slow_lr"] = self.optimizer.param_groups[0]["lr"]
         row["fast_lr"] = fast_lr(self.settings.inference, self.settings.training, self.step - 1)
         row["epoch"] = self.sampler.progress
         # The reads above have waited for the device, so the clock covers the work.
-        row["tokens_per_s"] = tokens / (time.perf_counter() - infos[0][1])
-        self._require_finite(infos[-1][0])
+        began, before = self._clock
+        row["tokens_per_s"] = (tokens - before) / (time.perf_counter() - began)
+        self._sums, self._clock = {}, (time.perf_counter(), 0.0)
         self.metrics.append(row)
         self.observer.step(row)
+
+    def _read_sums(self) -> dict[str, float]:
+        """Sums over the steps since the last row; a checkpoint keeps them, so that a resumed run averages the same."""
+        for step in self._unread:
+            self._sums = {name: self._sums.get(name, 0.0) + float(value) for name, value in step.items()}
+        self._unread = []
+        return dict(self._sums)
 
     def _validate(self) -> None:
         training = self.settings.training
@@ -184,17 +197,18 @@ class Trainer:
                 step=self.step,
                 model=modules.state_dict(),
                 optimizer=_moments(self.optimizer, self._names()),
-                state={"sampler": self.sampler.state_dict()},
+                state={"sampler": self.sampler.state_dict(), "sums": self._read_sums()},
             )
         )
         self.observer.saved(path)
 
     def _require_finite(self, info: StepInfo) -> None:
-        if not math.isfinite(float(info.loss)):
+        if not (math.isfinite(float(info.loss)) and math.isfinite(float(info.gradient_norm))):
             saved = self.store.paths()
             where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
             raise LTMError(
-                f"the loss is not finite at step {self.step}: lower training.slow_lr or inference.fast_lr; {where}"
+                f"the loss or its gradient is not finite at step {self.step}: lower training.slow_lr or "
+                f"inference.fast_lr; {where}"
             )
 
     def _names(self) -> dict[Tensor, str]:

@@ -1,0 +1,61 @@
+"""Settings of the fast loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ltm_pyro.errors import LTMError
+
+__all__ = ["FastConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastConfig:
+    """Settings of the fast loop.
+
+    Args:
+        steps: T_fast.
+        lr: η_fast, Adam's step size on the local parameters at the start of a loop.
+        lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
+        betas: Adam's moment decays.
+        eps: Adam's ε.
+        noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step
+            (the released code).
+        slow_gradient: ``final`` takes the slow gradient at the final q (the paper); ``trajectory`` adds the gradients
+            met at every fast step (the released code).
+        tolerance: a sequence's fast loop ends once its running ELBO improves by less than this, in nats per token; None
+            takes every step. Reads one flag from the device per step.
+
+    Raises:
+        LTMError: a value out of range.
+    """
+
+    steps: int = 16
+    lr: float = 0.3
+    lr_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    noise: Literal["fresh", "fixed"] = "fresh"
+    slow_gradient: Literal["final", "trajectory"] = "final"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise LTMError(f"fast steps must be 0 or more, got {self.steps}")
+        if not self.lr > 0:
+            raise LTMError(f"the fast learning rate must be above 0, got {self.lr}")
+        if not 0 <= self.lr_decay <= 1:
+            raise LTMError(f"the fast learning rate's decay must lie in 0 … 1, got {self.lr_decay}")
+        if self.noise not in ("fresh", "fixed"):
+            raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
+        if self.slow_gradient not in ("final", "trajectory"):
+            raise LTMError(f"slow_gradient must be 'final' or 'trajectory', got {self.slow_gradient!r}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise LTMError(f"tolerance must be above 0, got {self.tolerance}: leave it out to take every fast step")
+
+    def lr_at(self, step: int, steps: int, lr: float) -> float:
+        """Cosine from ``lr`` at the first of ``steps`` fast steps to ``lr * lr_decay`` at the last."""
+        progress = step / max(steps - 1, 1)
+        return lr * (self.lr_decay + (1 - self.lr_decay) * 0.5 * (1 + math.cos(math.pi * progress)))
