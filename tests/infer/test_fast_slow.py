@@ -42,9 +42,9 @@ def assert_same_local(actual, expected, rows, tolerance: float) -> None:
 
 
 FAST = {
-    "fresh noise": FastConfig(steps=12, lr=0.1),
-    "fixed noise": FastConfig(steps=12, lr=0.1, noise="fixed"),
-    "early stop": FastConfig(steps=24, lr=0.1, tolerance=0.02),
+    "fresh noise": FastConfig(steps=8, lr=0.1),
+    "fixed noise": FastConfig(steps=8, lr=0.1, noise="fixed"),
+    "early stop": FastConfig(steps=16, lr=0.3, tolerance=1.0),  # these sequences stop after 10 to 14 steps
 }
 WAYS = {
     "alone": lambda b: (b[[1]], [1]),
@@ -83,11 +83,17 @@ def test_draws_and_terms_of_a_sequence_do_not_depend_on_its_batch():
     torch.testing.assert_close(part.mean, whole.mean[[3, 1]], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("fast", [*FAST, "trajectory"])
-@pytest.mark.parametrize("size", [1, 2, 4])
+TRAJECTORIES = {
+    "trajectory": FastConfig(steps=6, lr=0.1, slow_gradient="trajectory"),
+    "trajectory with early stop": FastConfig(steps=16, lr=0.3, tolerance=1.0, slow_gradient="trajectory"),
+}
+
+
+@pytest.mark.parametrize(
+    ("fast", "size"), [*((fast, 2) for fast in FAST | TRAJECTORIES), ("fresh noise", 1), ("fresh noise", 5)]
+)
 def test_a_micro_batched_step_equals_the_step_of_the_whole_batch(fast, size):
-    config = FastConfig(steps=6, lr=0.1, slow_gradient="trajectory") if fast == "trajectory" else FAST[fast]
-    batch, results = ragged_batch(*LENGTHS), []
+    config, batch, results = (FAST | TRAJECTORIES)[fast], ragged_batch(*LENGTHS), []
     for micro in (None, size):
         svi = engine(config, lr=0.1)
         info = svi.step(batch, micro_batch_size=micro, seed=5)
@@ -278,6 +284,13 @@ def test_weight_gradients_are_computed_once_a_step_and_never_in_the_fast_loop():
     assert sorted(calls) == sorted(name for name, _ in svi.model.named_parameters())
 
 
+def test_weights_ask_for_gradients_at_the_slow_evaluation_alone():
+    for slow_gradient, expected in (("final", [False, False, True]), ("trajectory", [True, True, True])):
+        svi = recorded(FastConfig(steps=2, lr=0.1, slow_gradient=slow_gradient))
+        svi.step(ragged_batch(4, 2))
+        assert [seen["learned"] for seen in svi.model.seen] == expected
+
+
 def test_a_step_moves_the_weights_by_the_slow_optimiser_alone():
     svi, batch = engine(lr=0.5), ragged_batch(4, 2)
     before = {name: p.detach().clone() for name, p in svi.model.named_parameters()}
@@ -289,10 +302,13 @@ def test_a_step_moves_the_weights_by_the_slow_optimiser_alone():
     assert float(info.gradient_norm) == pytest.approx(math.sqrt(squares), rel=1e-4)
     assert float(info.loss) == pytest.approx(float(-info.terms.elbo.sum() / 6), rel=1e-5)
     assert info.num_scored.tolist() == [4, 2]
-    first = float(info.gradient_norm)
-    assert float(svi.step(batch, seed=1).gradient_norm) != first  # gradients do not pile up over steps
-    for parameter in svi.model.parameters():
-        assert parameter.grad.norm() < 10 * first
+
+
+def test_gradients_do_not_pile_up_over_steps():
+    svi, batch = engine(lr=0.0), ragged_batch(4, 2)
+    first, second = svi.step(batch, seed=1), svi.step(batch, seed=1)
+    assert first.gradient_norm > 0
+    torch.testing.assert_close(second.gradient_norm, first.gradient_norm)
 
 
 def test_the_slow_gradient_is_clipped_to_the_norm_asked_for():
@@ -344,14 +360,14 @@ def test_a_tolerance_with_an_elbo_that_knows_only_the_total_is_refused():
 
 def test_every_sequence_stops_on_its_own_and_is_held_from_then_on():
     batch = ragged_batch(6, 3, 1)
-    free = engine(FastConfig(steps=60, lr=0.1)).infer(batch, seed=1)
-    svi = engine(FastConfig(steps=60, lr=0.1, tolerance=0.05))
+    free = engine(FastConfig(steps=20, lr=0.3)).infer(batch, seed=1)
+    svi = engine(FastConfig(steps=20, lr=0.3, tolerance=1.0))
     together = svi.infer(batch, seed=1)
-    assert 8 <= together.steps_taken < 60
-    assert not torch.allclose(together.local["z.mu"], free.local["z.mu"], atol=1e-3)
     alone = [svi.infer(batch[[b]], seed=1).steps_taken for b in range(3)]
-    assert max(alone) == together.steps_taken
-    assert min(alone) < max(alone)
+    assert 8 <= min(alone) < max(alone) < 20
+    assert together.steps_taken == max(alone)
+    for b in range(3):
+        assert not torch.allclose(together.local["z.mu"][b], free.local["z.mu"][b], atol=1e-3)
 
 
 def test_a_vanishing_tolerance_takes_the_steps_of_none_until_the_elbo_falls():
