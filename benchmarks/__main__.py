@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = {"pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch"}
+NAMES = {
+    "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
+    "record-run": "a training run as JSON, loss curve and texts",
+}
 
 
 def main() -> None:
