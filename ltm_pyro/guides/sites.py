@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pyro
@@ -49,7 +50,16 @@ def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
         LTMError: a site stands outside the plate of sequences, or the prior samples nothing.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
-        trace = poutine.trace(_prior_program(model)).get_trace()
+        try:
+            trace = poutine.trace(_prior_program(model)).get_trace()
+        except ValueError as error:
+            clash = re.match(r"Shape mismatch inside plate\('sequences'\) at site (.+) dim -1", str(error))
+            if clash is None:
+                raise
+            raise LTMError(
+                f"latent site {clash[1]!r} has a last batch dimension that is not that of the sequences: sample it "
+                "inside the plate of sequences, every other dimension declared with .to_event()"
+            ) from error
     sites = []
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
@@ -71,7 +81,7 @@ def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
     return sites
 
 
-_PROBE = 2  # sequences in the traced program: more than one, so that a site outside the plate cannot pass for inside
+_PROBE = 13  # sequences in the traced program: a number that no other dimension is likely to have by chance
 
 
 def _prior_program(model: LatentThoughtModel):  # type: ignore[no-untyped-def]
