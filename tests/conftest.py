@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-install_import_hook("ltm_pyro", "beartype.beartype")
+install_import_hook("ltm_pyro", "runtime_types.checked")
 
 import pytest  # noqa: E402 - the hook must stand before any import of the library
 import torch  # noqa: E402

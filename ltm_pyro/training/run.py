@@ -167,8 +167,8 @@ def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
         LTMError: there is no run or no whole checkpoint, or a file of it is damaged.
     """
     run = RunDirectory.open(path)
-    checkpoint = run.store().latest() if run.path == Path(path) else read_checkpoint(path)
     settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device)
+    checkpoint = run.store().latest() if run.path == Path(path) else read_checkpoint(path)
     model = build_model(settings, tokenizer.vocab_size)
     guide = build_guide(settings, model)
     load_weights(model, guide, checkpoint)
