@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to, constraints
 
-from ltm_pyro.noise import SequenceGenerator, sequence_noise
+from ltm_pyro.noise import Purpose, SequenceGenerator, sequence_noise
 
 
 def keys(num: int) -> torch.Tensor:
@@ -117,6 +118,15 @@ def test_equal_seeds_repeat_and_other_seeds_do_not():
         assert torch.equal(draws(seed), draws(seed))
     assert not torch.equal(draws(0), draws(1))
     assert not torch.equal(draws(0)[0], draws(0)[1])
+
+
+def test_every_purpose_has_streams_of_its_own():
+    for seed in (0, 1):
+        draws = [SequenceGenerator(keys(40), seed, p).normal((100,)) for p in get_args(Purpose)]
+        draws.append(SequenceGenerator(keys(40), seed + 1).normal((100,)))
+        for i, a in enumerate(draws):
+            for b in draws[:i]:
+                assert abs(correlation(a, b)) < 5  # standard errors
 
 
 def test_draws_take_the_type_asked_for():

@@ -84,9 +84,8 @@ def test_slow_steps_raise_the_evidence_of_the_likelihoods_weights():
     model, batch = LinearGaussianModel(orthogonal=True), ragged_batch(4, 4, 4)
     slow = torch.optim.SGD(model.parameters(), lr=0.05)
     fast = FastConfig(steps=60, lr=0.2, lr_decay=0.0)
-    svi = FastSlowSVI(
-        model, LocalNormal(model, init_log_var=-1.0), fast=fast, slow=slow, elbo=SequenceELBO(num_particles=256)
-    )
+    guide = LocalNormal(model, init_log_var=-1.0)
+    svi = FastSlowSVI(model, guide, fast=fast, slow=slow, elbo=SequenceELBO(PARTICLES))
     before = model.log_evidence(batch).sum() / batch.num_scored.sum()
     matrix = model.matrix.detach().clone().requires_grad_()
     svi.step(batch, seed=0)
@@ -96,6 +95,6 @@ def test_slow_steps_raise_the_evidence_of_the_likelihoods_weights():
     evidence = torch.distributions.MultivariateNormal(torch.zeros(8), covariance).log_prob(y).sum() / 12
     torch.testing.assert_close(evidence, before)
     (expected,) = torch.autograd.grad(-evidence, matrix)
-    # 256 draws, and a fit within a few percent.
+    # With 4096 draws and a fit within a percent the gradient errs by 2 to 3 % of its norm.
     assert (model.matrix.grad - expected).norm() < 0.1 * expected.norm()
     assert model.log_evidence(batch).sum() / batch.num_scored.sum() > before
