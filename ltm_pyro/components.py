@@ -70,6 +70,8 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         raise LTMError(f"unknown {kind} {name!r}: {hint}; your own is given as package.module:Class")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise LTMError(f"{kind} {name!r} is not of the form package.module:Class")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
@@ -78,6 +80,9 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
         raise LTMError(f"module {module_name!r} has no class {class_name!r} to use as {kind}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise LTMError(f"{kind} {name!r} is not a subclass of ltm_pyro.{base.__name__}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise LTMError(f"{kind} {name!r} is abstract: define its {missing}")
     return found
 
 
@@ -92,7 +97,7 @@ def _build(
     """``Class(first, **options)``, after a check that the class takes the options."""
     cls = resolve(kind, chosen.name, known, base)
     accepted = {
-        name
+        name: parameter
         for name, parameter in list(inspect.signature(cls).parameters.items())[1:]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
@@ -101,5 +106,8 @@ def _build(
             hint = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
             raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
     options = {name: value for name, value in defaults.items() if name in accepted} | dict(chosen.options)
+    for name, parameter in accepted.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise LTMError(f"{kind} {chosen.name!r} needs its option {name!r}: give it as {kind}.{name}")
     make: Any = cls
     return cast(T, make(first, **options))

@@ -211,10 +211,13 @@ class TrainingSettings:
         if self.micro_batch_size is not None:
             _at_least("training.micro_batch_size", self.micro_batch_size, 1)
         _above("training.slow_lr", self.slow_lr, 0)
-        for name in ("slow_lr_final", "warmup_steps", "weight_decay", "seed"):
+        for name in ("slow_lr_final", "warmup_steps", "weight_decay"):
             _at_least(f"training.{name}", getattr(self, name), 0)
+        _within("training.seed", self.seed, 0, 2**31 - 1)
         for name in ("beta1", "beta2"):
-            _within(f"training.{name}", getattr(self, name), 0, 1)
+            _at_least(f"training.{name}", getattr(self, name), 0)
+            if not getattr(self, name) < 1:
+                raise LTMError(f"training.{name} must be below 1, got {getattr(self, name)}")
         if self.clip_norm is not None:
             _above("training.clip_norm", self.clip_norm, 0)
 

@@ -12,7 +12,8 @@ from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, build_data
 from ltm_pyro.training import RunDirectory, Trainer
 
-WORDS = tuple("the cat sat on a mat and saw one dog run to red hill while a blue bird sang its old song".split(" "))
+TEXT = "the cat sat on a mat and saw one dog run to red hill while a blue bird sang its old song"
+WORDS = TEXT.split()
 
 TINY: dict[str, Any] = {
     "data.sequence_length": 32,
