@@ -39,13 +39,15 @@ class TokenBatch:
         """Pads lists of token ids on the right with ``pad``.
 
         Raises:
-            LTMError: there is no sequence.
+            LTMError: there is no sequence, or not one start token for each.
         """
         if not sequences:
             raise LTMError("a batch needs at least one sequence, got none")
         width = max(max(len(s) for s in sequences), 1)
         rows = [[*s, *([pad] * (width - len(s)))] for s in sequences]
         starts = [start] * len(sequences) if isinstance(start, int) else list(start)
+        if len(starts) != len(sequences):
+            raise LTMError(f"a batch of {len(sequences)} sequences needs one start token for each, got {len(starts)}")
         return cls(
             tokens=torch.tensor(rows, dtype=torch.int64),
             lengths=torch.tensor([len(s) for s in sequences], dtype=torch.int64),

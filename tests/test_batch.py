@@ -33,6 +33,11 @@ def test_no_sequences_are_refused():
         TokenBatch.from_lists([], 0)
 
 
+def test_start_tokens_of_another_number_than_the_sequences_are_refused():
+    with pytest.raises(LTMError, match="2 sequences needs one start token for each, got 3"):
+        TokenBatch.from_lists([[1], [2]], [0, 0, 0])
+
+
 def test_inputs_are_the_start_token_and_the_tokens_shifted_by_one():
     batch = batch_of([1, 2, 3], [4], start=[7, 8])
     assert batch.inputs.tolist() == [[7, 1, 2], [8, 4, 0]]

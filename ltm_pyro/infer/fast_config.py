@@ -48,6 +48,10 @@ class FastConfig:
             raise LTMError(f"the fast learning rate must be above 0, got {self.lr}")
         if not 0 <= self.lr_decay <= 1:
             raise LTMError(f"the fast learning rate's decay must lie in 0 … 1, got {self.lr_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise LTMError(f"Adam's betas must be 0 or more and below 1, got {self.betas}")
+        if not self.eps > 0:
+            raise LTMError(f"Adam's eps must be above 0, got {self.eps}")
         if self.noise not in ("fresh", "fixed"):
             raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
         if self.slow_gradient not in ("final", "trajectory"):

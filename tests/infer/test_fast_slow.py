@@ -450,6 +450,9 @@ def test_a_tolerance_reads_one_flag_from_the_device_per_step():
         {"lr_decay": 1.5},
         {"tolerance": 0.0},
         {"tolerance": float("nan")},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+        {"eps": 0.0},
     ],
 )
 def test_fast_settings_out_of_range_are_refused(bad):
