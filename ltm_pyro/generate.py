@@ -56,6 +56,8 @@ def generate(
         raise LTMError(
             f"the prompt has {len(prompt)} tokens but the model was trained on at most {decoder.max_length}: shorten it"
         )
+    if not 0 <= seed < 2**32:
+        raise LTMError(f"the seed must lie in 0 … {2**32 - 1}, got {seed}")
     device = decoder.embedding.weight.device
     pyro.set_rng_seed(seed)
     if prompt:

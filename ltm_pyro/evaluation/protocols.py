@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,7 +46,7 @@ class Report:
     seed: int
 
     def mean(self, name: str) -> tuple[float, float]:
-        """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error over sequences."""
+        """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error over sequences (NaN for one)."""
         values = {
             "elbo": -self.terms.elbo,
             "reconstruction": -self.terms.log_likelihood,
@@ -54,10 +55,11 @@ class Report:
         return _ratio(values, self.num_scored)
 
     def to_dict(self, protocols: Sequence[Protocol] = PROTOCOLS) -> dict[str, Any]:
-        """Plain values under the names and units of metrics.jsonl."""
+        """Plain values under the names and units of metrics.jsonl; a single sequence's standard error is None."""
         row: dict[str, Any] = {}
         for name in (*protocols, "kl"):
-            row[name], row[f"{name}_se"] = self.mean(name)
+            row[name], error = self.mean(name)
+            row[f"{name}_se"] = None if math.isnan(error) else error
         return row | {
             "sequences": len(self.num_scored),
             "tokens": int(self.num_scored.sum()),

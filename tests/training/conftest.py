@@ -16,4 +16,4 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    return tiny_data(tmp_path_factory.mktemp("corpus"))
+    return tiny_data(tmp_path_factory.mktemp("corpus"), layout="documents")  # of many lengths
