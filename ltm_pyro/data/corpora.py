@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -126,7 +127,11 @@ class FileCorpus:
                     yield Document(well_formed(text), str(path), row)
 
     def fingerprint(self) -> str:
-        """The bytes of the files in order, wherever they lie."""
+        """The bytes of the files in order, wherever they lie; read once for each corpus object."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         parts = ["files", self.column, self.unit, str(self.path.is_dir())]
         for path in list_files(self.path):
             parts += [str(kind_of(path)), file_digest(path)]

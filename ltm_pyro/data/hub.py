@@ -118,6 +118,10 @@ class HubCorpus:
 
     def fingerprint(self) -> str:
         """Column, split and content: the bytes of a folder or of the downloads, of a stream the commit."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         name, config, column = self._parts
         parts = ["hub", column, self._chosen]
         rows = self._splits[self._chosen]

@@ -26,7 +26,7 @@ __all__ = ["Manifest", "Shard", "shard_of", "tokenize_corpus"]
 
 _FORMAT = 1
 _BATCH_DOCUMENTS = 1024
-_BATCH_CHARACTERS = 4_000_000
+_BATCH_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,11 @@ def test_a_loaded_tokenizer_is_used_as_it_is(story: Path, small: Tokenizer, tmp_
 
 
 def test_fables_are_one_document_a_sequence_by_default() -> None:
-    data = build_data(documents=200, vocab_size=300, sequence_length=4096)
+    data = build_data(documents=40, vocab_size=300, sequence_length=4096)
     assert data.train.layout == data.validation.layout == "documents"
-    assert (data.counts["train"]["documents"], data.counts["validation"]["documents"]) == (200, 10)
+    assert (data.counts["train"]["documents"], data.counts["validation"]["documents"]) == (40, 2)
     assert data.train.batch([0]).tokens[0, -1] == data.tokenizer.end_of_text
-    packed = build_data(documents=200, vocab_size=300, sequence_length=4096, layout="packed")
+    packed = build_data(documents=40, vocab_size=300, sequence_length=4096, layout="packed")
     assert packed.train.layout == "packed"
     assert packed.train.num_tokens == data.train.num_tokens
 

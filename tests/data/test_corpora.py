@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ltm_pyro.data import corpora
 from ltm_pyro.data.corpora import FileCorpus, HeldOut, Limited
 from ltm_pyro.data.sources import open_corpus, split_corpus
 from ltm_pyro.errors import LTMError
@@ -124,3 +125,15 @@ def test_fables_are_the_generators_own_splits() -> None:
     first = next(train.documents())
     assert (first.file, first.row) == ("fables/train", 1)
     assert texts(open_corpus("fables", documents=2, seed=3)) == texts(train)[:2]
+
+
+def test_both_sides_of_a_split_read_the_files_for_one_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("x\ny\n")
+    read: list[Path] = []
+    digest = corpora.file_digest
+    monkeypatch.setattr(corpora, "file_digest", lambda path: read.append(path) or digest(path))
+    for side in split_corpus(str(tmp_path / "a.txt")):
+        side.fingerprint()
+    assert read == [tmp_path / "a.txt"]

@@ -91,8 +91,9 @@ def test_lone_surrogates_are_encoded_as_the_replacement_character(small: Tokeniz
     assert small.encode_batch(["\udc00"]) == [small.encode("\ufffd")]
 
 
-def test_a_million_letters_without_a_space_are_encoded(small: Tokenizer) -> None:
-    assert small.decode(small.encode("a" * 1_000_000)) == "a" * 1_000_000
+def test_hundreds_of_thousands_of_letters_without_a_space_are_encoded(small: Tokenizer) -> None:
+    text = "a" * 300_000
+    assert small.decode(small.encode(text)) == text
 
 
 def test_training_learns_frequent_words_within_the_vocabulary() -> None:
@@ -104,6 +105,7 @@ def test_training_learns_frequent_words_within_the_vocabulary() -> None:
     assert Tokenizer.train([], 257).decode(Tokenizer.train([], 257).encode("é")) == "é"
 
 
+@pytest.mark.slow
 def test_training_is_the_same_in_another_process(small: Tokenizer) -> None:
     program = (
         "from ltm_pyro.data.tokenizer import Tokenizer; "
