@@ -97,7 +97,7 @@ _PRIZE = _script.cases(
       [chose|chooses] the dull one, and [chose|chooses] well.
     found:
     - The {treasure} [was|is] gone, and in its place there [was|is] a note: "Look in your sack." There it
-      [lay|lies], among the crumbs of the {food}.
+      [lay|lies], where the {food} [had|has] been.
     - The hiding place [was|is] empty. They [were|are] halfway home before {friend} [found|finds] the {treasure} in
       {they_his} own luggage, and nobody ever [learned|learns] how.
     spider:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from ltm_pyro.data.fables.nodes import Case, Choice, Concat, Node, Text, Variable
 from ltm_pyro.data.fables.parse import Parser
@@ -49,13 +51,18 @@ class Grammar:
                 if parent not in {earlier.name for earlier in variables[:position]}:
                     raise LTMError(f"plan variable {variable.name!r} needs its parent {parent!r} before it")
         self._check(root, {})
+        # Only `random()` is promised to give the same numbers in every version of Python, so draws invert it here.
+        self._cumulative = [
+            (variable, {given: tuple(accumulate(weights)) for given, weights in variable.distributions().items()})
+            for variable in variables
+        ]
 
     def sample_plan(self, rng: random.Random) -> dict[str, str]:
         """A value for every plan variable, from the given generator."""
         plan: dict[str, str] = {}
-        for name, variable in self.variables.items():
-            weights = variable.probabilities(tuple(plan[parent] for parent in variable.parents))
-            plan[name] = variable.values[_draw(weights, rng)]
+        for variable, cumulative in self._cumulative:
+            levels = cumulative[tuple([plan[parent] for parent in variable.parents])]
+            plan[variable.name] = variable.values[bisect(levels, rng.random(), hi=len(levels) - 1)]
         return plan
 
     def sample(self, rng: random.Random, plan: Mapping[str, str] | None = None) -> Derivation:
@@ -73,7 +80,7 @@ class Grammar:
                 case Concat(parts):
                     agenda.extend(reversed(parts))
                 case Choice(options, weights):
-                    index = _draw(weights, rng)
+                    index = bisect(tuple(accumulate(weights)), rng.random(), hi=len(weights) - 1)
                     log_prob += math.log(weights[index])
                     agenda.append(options[index])
                 case Case(variables, branches):
@@ -177,17 +184,6 @@ class Grammar:
                     self._check(branches[key], inside)
             case Text():
                 pass
-
-
-def _draw(weights: Sequence[float], rng: random.Random) -> int:
-    """An index with the given probabilities, from one uniform number."""
-    level = rng.random()
-    for index, weight in enumerate(weights):
-        level -= weight
-        if level < 0:
-            return index
-    # Rounding may leave a sliver above the last weight: it belongs to the last option that can occur.
-    return max(index for index, weight in enumerate(weights) if weight > 0)
 
 
 def _entropy(weights: Sequence[float]) -> float:

@@ -77,7 +77,7 @@ _ASIDE = SCRIPT.cases(
     - Nobody [would|will] have blamed them for weeping, and so they [wept|weep].
     wry:
     - It [was|is] the sort of thing that maps leave out.
-    - Heroes in books are never this wet.
+    - Heroes in books are never this tired.
     """,
 )
 
@@ -90,7 +90,7 @@ OBSTACLE = SCRIPT.when(variable("obstacle"), "none", Text(""), concat([_SCENE, T
 _MEETING = SCRIPT.lines("""
 - At <dusk|dawn|noon> {a_helper} [came|comes] by.
 - Beside the road [sat|sits] {a_helper}, <eating radishes|humming|looking at the sky|doing nothing at all>.
-- "You look lost," [said|says] {a_helper}, <from a ditch|from behind a milestone|out of nowhere>.
+- "You look lost," [called|calls] {a_helper} from <a ditch|a hollow log|behind a milestone|the top of a wall>.
 - Behind a <stone|hedge|milestone> {a_helper} [sneezed|sneezes].
 - That night {a_helper} [shared|shares] their fire.
 """)
@@ -144,7 +144,7 @@ _TEST = SCRIPT.cases(
     - There [was|is] only half of the {food} left. {name} [gave|gives] it to the {helper} and [said|says] that {he}
       [was|is] not hungry, which [was|is] not so.
     - "I have eaten nothing since Tuesday," [said|says] the {helper}. {name} [handed|hands] over the whole {food}
-      and [kept|keeps] the crumbs.
+      and [went|goes] to bed hungry.
     - The {helper} [had|has] no blanket. {name} [gave|gives] away {his} own, and then, since the night [was|is]
       cold, {friend}'s as well.
     perseverance:

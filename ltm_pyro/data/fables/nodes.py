@@ -82,11 +82,15 @@ class Variable:
         for row in (self.table or {}).values():
             _check_distribution(row, len(self.values), f"plan variable {self.name!r}")
 
+    def distributions(self) -> Mapping[tuple[str, ...], tuple[float, ...]]:
+        """The table, written out where the variable is uniform."""
+        if self.table is None:
+            return {(): (1 / len(self.values),) * len(self.values)}
+        return self.table
+
     def probabilities(self, given: tuple[str, ...] = ()) -> tuple[float, ...]:
         """The distribution of the variable, given its parents' values in their order."""
-        if self.table is None:
-            return (1 / len(self.values),) * len(self.values)
-        return self.table[given]
+        return self.distributions()[given]
 
 
 def one_of(*options: Node) -> Node:

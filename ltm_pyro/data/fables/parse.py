@@ -107,33 +107,38 @@ class Parser:
         points = self._points
         pending: dict[int, dict[tuple[int, Bindings], float]] = {}
         queue: list[int] = []
-
-        def push(point: int, position: int, bindings: Bindings, mass: float) -> None:
-            step = points[point]
-            # Literals are stepped over on the spot: most states die here, before they are stored.
-            while isinstance(step, _Literal):
-                if not text.startswith(step.text, position):
-                    return
-                position += len(step.text)
-                point = step.next
+        moves = [(self._start, 0, (UNBOUND,) * len(self._variables), 0.0)]
+        while True:
+            for point, position, bindings, mass in moves:
+                # Literals are stepped over on the spot: most states die here, before they are stored.
                 step = points[point]
-            states = pending.get(point)
-            if states is None:
-                states = pending[point] = {}
-                heapq.heappush(queue, -point)
-            key = (position, bindings)
-            states[key] = _log_add(states[key], mass) if key in states else mass
-
-        push(self._start, 0, (UNBOUND,) * len(self._variables), 0.0)
-        while queue and queue[0] != -END:
-            step = points[-queue[0]]
-            for (position, bindings), mass in pending.pop(-heapq.heappop(queue)).items():
+                while isinstance(step, _Literal) and text.startswith(step.text, position):
+                    position += len(step.text)
+                    point = step.next
+                    step = points[point]
+                if isinstance(step, _Literal):
+                    continue
+                if point not in pending:
+                    pending[point] = {}
+                    heapq.heappush(queue, -point)
+                states, key = pending[point], (position, bindings)
+                states[key] = _log_add(states[key], mass) if key in states else mass
+            if not queue or queue[0] == -END:
+                break
+            moves = []
+            point = -heapq.heappop(queue)
+            step = points[point]
+            for (position, bindings), mass in pending.pop(point).items():
                 if isinstance(step, _Fork):
-                    for weight, target in step.targets:
-                        push(target, position, bindings, mass + weight)
+                    moves += [(target, position, bindings, mass + weight) for weight, target in step.targets]
                 elif isinstance(step, _Lookup):
-                    for bound, extra in self._bind(step.variables, bindings):
-                        push(step.targets[tuple([bound[i] for i in step.variables])], position, bound, mass + extra)
+                    where = step.variables
+                    values = tuple([bindings[i] for i in where])
+                    if UNBOUND not in values:
+                        moves.append((step.targets[values], position, bindings, mass))
+                        continue
+                    for bound, extra in self._bind(where, bindings):
+                        moves.append((step.targets[tuple([bound[i] for i in where])], position, bound, mass + extra))
         finished = pending.get(END, {})
         return {bindings: mass for (position, bindings), mass in finished.items() if position == len(text)}
 
