@@ -24,7 +24,7 @@ def command(run: str, as_json: bool) -> None:
     rows = directory.metrics.rows()
     checkpoints = [path.name for path in directory.store().paths()]
     about = {
-        "run": run,
+        "run": str(directory.path),
         "step": max((row["step"] for row in rows), default=0),
         "steps": settings.training.steps,
         "checkpoints": checkpoints,

@@ -53,6 +53,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; bad input ends it with one line on standard error and exit code 2."""
     warnings.showwarning = _show_warning
+    if "" not in sys.path:
+        sys.path.append("")  # priors and guides of the user's own may lie in the working directory
     try:
         cli(arguments, prog_name="ltm-pyro")
     except Exception as error:

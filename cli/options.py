@@ -22,7 +22,7 @@ fast_steps_option: Callable[[F], F] = click.option(
     help="Fast steps of the inference of z (default: the run's).",
 )
 seed_option: Callable[[F], F] = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of every draw."
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="S", help="Seed of every draw."
 )
 json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else there."

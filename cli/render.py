@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ __all__ = [
     "show_texts",
 ]
 
-console = Console(stderr=False)
+# Paths and texts are shown as they are: brackets and colons in them mean nothing.
+console = Console(markup=False, emoji=False)
 
 
 def show_settings(settings: Settings) -> None:
@@ -108,7 +110,7 @@ class TrainingDisplay(Observer):
     def validation(self, row: dict[str, Any]) -> None:
         """Prints a validation above the bar."""
         console.print(
-            f"validation at step {row['step']}: -ELBO {row['elbo']:.3f} ± {row['elbo_se']:.3f}  "
+            f"validation at step {row['step']}: -ELBO {row['elbo']:.3f}{_error(row['elbo_se'])}  "
             f"reconstruction {row['reconstruction']:.3f}  KL {row['kl']:.3f} nats/token",
             highlight=False,
             soft_wrap=True,
@@ -153,7 +155,8 @@ def show_texts(out: Console, texts: Sequence[Mapping[str, Any]], prompt: str) ->
     for number, text in enumerate(texts, 1):
         if len(texts) > 1:
             out.rule(str(number), style="dim")
-        out.print(Text(prompt, style="bold") + Text(text["text"]))
+        # Wrapped for the eye alone: a file gets the text as it was drawn.
+        out.print(Text(prompt, style="bold") + Text(text["text"]), soft_wrap=not out.is_terminal)
 
 
 def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) -> None:
@@ -167,7 +170,7 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
     )
     for name in (*protocols, "kl"):
-        table.add_row(name, f"{row[name]:.4f}", f"{row[f'{name}_se']:.4f}", meaning[name])
+        table.add_row(name, f"{row[name]:.4f}", _number(row[f"{name}_se"]), meaning[name])
     if row.get("generator_entropy") is not None:
         table.add_row("generator", f"{row['generator_entropy']:.4f}", "", "exact -log p(x) of the same texts")
     out.print(table)
@@ -187,11 +190,20 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
         table = Table("step", "-ELBO", "± s.e.", "reconstruction", "KL", title="validation, nats/token")
         for row in about["validation"][-10:]:
             cells = (row[name] for name in ("elbo", "elbo_se", "reconstruction", "kl"))
-            table.add_row(str(row["step"]), *(f"{value:.4f}" for value in cells))
+            table.add_row(str(row["step"]), *(_number(value) for value in cells))
         out.print(table)
     out.print("\nNext:\n")
+    run = shlex.quote(about["run"])
     if about["step"] < about["steps"] or not about["checkpoints"]:
-        out.print(f"    ltm-pyro train --resume --out {about['run']}", highlight=False, soft_wrap=True)
+        out.print(f"    ltm-pyro train --resume --out {run}", highlight=False, soft_wrap=True)
     if about["checkpoints"]:
-        out.print(f"    ltm-pyro sample {about['run']} --num 3", highlight=False, soft_wrap=True)
-        out.print(f"    ltm-pyro eval {about['run']} --samples 4", highlight=False, soft_wrap=True)
+        out.print(f"    ltm-pyro sample {run} --num 3", highlight=False, soft_wrap=True)
+        out.print(f"    ltm-pyro eval {run} --samples 4", highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.3f}"

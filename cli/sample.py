@@ -73,6 +73,7 @@ def command(
 
 
 def _prompt(prompt: str | None, prompt_file: str | None) -> str:
+    from ltm_pyro.data.tokenizer import well_formed
     from ltm_pyro.errors import LTMError
 
     if prompt is not None and prompt_file is not None:
@@ -88,4 +89,4 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
             ) from error
     if prompt is not None and not prompt.strip():
         raise LTMError("the prompt is empty: write some text, or leave it out to draw thoughts from the prior")
-    return prompt or ""
+    return well_formed(prompt or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,13 +65,11 @@ def command(
 
         name = preset or overrides.pop("preset", None) or "tiny"
         settings = named(name).updated(overrides)
+        place = Path(out) if out else _new_directory(name, settings)
+        run = _refuse_what_cannot_be(place, settings)
     show_settings(settings)
     with console.status("Preparing the data"):
         data = _data(settings, run.path / "tokenizer.json" if resume else None)
-    if not resume:
-        from ltm_pyro.training import RunDirectory
-
-        run = RunDirectory.create(Path(out) if out else _new_directory(name, settings), settings, data.tokenizer)
     _train(run, settings, data, resume)
 
 
@@ -150,24 +149,39 @@ def _new_directory(preset: str, settings: Settings) -> Path:
     return place
 
 
+def _refuse_what_cannot_be(place: Path, settings: Settings) -> RunDirectory:
+    """The run to be, after the checks that need not wait for the data."""
+    from ltm_pyro.training import RunDirectory
+    from ltm_pyro.training.run import choose_device
+
+    run = RunDirectory(place)
+    run.refuse_to_overwrite()
+    choose_device(settings.training.device)
+    return run
+
+
 def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> None:
     from ltm_pyro.cli.render import TrainingDisplay, console, show_samples
 
-    from ltm_pyro.training import Trainer, load_run
+    from ltm_pyro.training import RunDirectory, Trainer, load_run
 
     display = TrainingDisplay(settings.training.steps)
     trainer = Trainer(settings, data, run, display)
     if resume:
         trainer.resume()
         run.write_settings(settings, data.tokenizer.vocab_size)
+    else:
+        RunDirectory.create(run.path, settings, data.tokenizer)
     display.show_start(run.path, data.counts, trainer.model, trainer.step)
     with display:
         finished = trainer.fit()
     if not finished:
         console.print(f"\nStopped after step {trainer.step}, saved. Go on with:\n")
-        console.print(f"    ltm-pyro train --resume --out {run.path}\n", soft_wrap=True, highlight=False)
+        console.print(
+            f"    ltm-pyro train --resume --out {shlex.quote(str(run.path))}\n", soft_wrap=True, highlight=False
+        )
         sys.exit(130)
     console.print("\nTexts of its own, from thoughts drawn from the prior:\n")
     show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)
     console.print("\nNext:\n")
-    console.print(f"    ltm-pyro sample {run.path} --num 3\n", soft_wrap=True, highlight=False)
+    console.print(f"    ltm-pyro sample {shlex.quote(str(run.path))} --num 3\n", soft_wrap=True, highlight=False)

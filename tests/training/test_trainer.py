@@ -194,13 +194,3 @@ def test_a_device_that_is_not_there_is_refused(name: str, words: str):
         choose_device(name)
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.slow
-def test_a_compiled_decoder_trains_to_the_same_losses(tmp_path: Path, data: Data):
-    plain = training_rows(rows_of(tmp_path / "plain", data, {}))
-    compiled = new_trainer(tmp_path / "compiled", data, QUICK | {"decoder.compile": True})
-    compiled.fit()
-    losses = [row["loss"] for row in training_rows(compiled.metrics.rows())]
-    assert losses == pytest.approx([row["loss"] for row in plain], rel=1e-4)
-    assert load_run(tmp_path / "compiled", device="cpu").step == 4  # names of weights are the plain decoder's

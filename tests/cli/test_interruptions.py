@@ -1,0 +1,165 @@
+"""Signals and kills: Ctrl-C saves and says how to go on, and twenty kills leave no trace in the final weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_runs import SETTINGS
+from tiny_runs import untimed
+
+from ltm_pyro.errors import LTMError
+from ltm_pyro.training import RunDirectory, read_checkpoint
+
+Start = Callable[..., subprocess.Popen]
+
+QUIET = ["--set=training.eval_every=100000", "--set=training.checkpoint_every=100000"]
+
+
+def wait_for_rows(process: subprocess.Popen, run: Path, number: int) -> None:
+    """Waits until the run has so many rows of metrics, or the process has ended."""
+    path = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= number):
+        assert time.monotonic() < deadline, "the run made no progress in two minutes"
+        time.sleep(0.005)
+
+
+def stop(start: Start, corpus: Path, out: Path, number: signal.Signals) -> str:
+    """Starts a run of 60 steps, sends it the signal after a few, and returns the command that it prints."""
+    process = start("train", "--data", corpus, *SETTINGS, *QUIET, "--steps", 60, "--out", out)
+    wait_for_rows(process, out, 4)
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    (line,) = (text for text in printed.splitlines() if "--resume" in text)
+    step = RunDirectory.open(out).store().latest().step
+    assert 3 <= step < 60
+    assert f"Stopped after step {step}, saved. Go on with:" in printed
+    return line.strip()
+
+
+def run_as_printed(command: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ | {"PATH": path})
+
+
+def test_ctrl_c_finishes_the_step_saves_and_prints_a_command_that_goes_on(process: Start, corpus: Path, tmp_path: Path):
+    out = tmp_path / "my run"
+    done = run_as_printed(stop(process, corpus, out, signal.SIGINT))
+    assert done.returncode == 0, done.stderr
+    assert "step 60/60" in done.stdout
+    assert RunDirectory.open(out).store().latest().step == 60
+
+
+@pytest.mark.slow
+def test_sigterm_does_the_same(process: Start, corpus: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    done = run_as_printed(stop(process, corpus, out, signal.SIGTERM))
+    assert done.returncode == 0, done.stderr
+    assert RunDirectory.open(out).store().latest().step == 60
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_long_step_at_once(process: Start, corpus: Path, tmp_path: Path):
+    long = ["--set", "inference.fast_steps=1000000", "--set", "training.eval_sequences=1"]
+    first = process("train", "--data", corpus, *SETTINGS, "--steps", 1, "--fast-steps", 0, "--out", tmp_path / "run")
+    assert first.wait(timeout=60) == 0
+    # Going on from step 1 there is no validation before the first step, which now takes hours.
+    second = process("train", "--resume", "--out", tmp_path / "run", "--steps", 5, *long)
+    while "Going on after step 1." not in second.stdout.readline():
+        pass
+    time.sleep(1)
+    second.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert second.poll() is None  # the first asks, and the step goes on
+    second.send_signal(signal.SIGINT)
+    _, errors = second.communicate(timeout=30)
+    assert second.returncode != 0
+    assert "Traceback" not in errors
+    assert RunDirectory.open(tmp_path / "run").store().latest().step == 1
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_the_final_weights_as_they_would_have_been(
+    process: Start, corpus: Path, tmp_path: Path
+):
+    options = ["--data", corpus, *SETTINGS, "--steps", 300, "--set=training.checkpoint_every=1"]
+    options += ["--set=training.eval_every=50", "--set=training.log_every=2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    whole = process("train", *options, "--out", tmp_path / "whole", **quiet)
+    run, draw = tmp_path / "run", random.Random(0)
+    reached = []
+    for kill in range(20):
+        started = (run / "config.json").exists()
+        again = ["train", "--resume", "--out", run] if started else ["train", *options, "--out", run]
+        life = process(*again, **quiet)
+        if kill % 5 == 4:  # while it imports, reads, or loads
+            time.sleep(draw.uniform(0, 6))
+        else:  # in the loop: steps, rows, checkpoints, pruning
+            before = reached[-1] if reached else 0
+            wait_for_step(life, run, before + 1)
+            time.sleep(draw.uniform(0, 0.2))
+        assert life.poll() is None, life.stderr.read()
+        life.kill()
+        life.wait()
+        reached.append(newest_whole(run))
+        assert reached == sorted(reached)  # no kill loses a checkpoint
+    assert reached[-1] < 300
+    last = process("train", "--resume", "--out", run, **quiet)
+    assert (last.wait(timeout=300), last.stderr.read()) == (0, "")
+    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    ends = [place / "checkpoints" / "step-00000300" for place in (tmp_path / "whole", run)]
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
+    rows = [untimed(RunDirectory.open(place).metrics.rows()) for place in (tmp_path / "whole", run)]
+    assert rows[0] == rows[1]
+    names = [sorted(path.name for path in (place / "checkpoints").iterdir()) for place in (tmp_path / "whole", run)]
+    assert names[0] == names[1]  # nothing half-written is left over
+    print(f"\nkilled at steps {reached}")
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    """Waits for a checkpoint of the step or a later one, or the end of the process."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not any(int(p.name[5:]) >= step for p in RunDirectory(run).store().paths()):
+        assert time.monotonic() < deadline, "the run made no progress in two minutes"
+        time.sleep(0.002)
+
+
+def newest_whole(run: Path) -> int:
+    """Step of the newest whole checkpoint, 0 for none; a kill must never leave one that is not whole."""
+    paths = RunDirectory(run).store().paths()
+    whole = [path for path in paths if is_whole(path)]
+    # Pruning removes a folder file by file, so that the oldest may be caught half removed.
+    assert whole in (paths, paths[:-1])
+    return int(whole[0].name[5:]) if whole else 0
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except LTMError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_compiled_decoder_trains_to_the_same_losses(process: Start, corpus: Path, tmp_path: Path):
+    options = ["--data", corpus, *SETTINGS, "--set=training.eval_every=100", "--steps", 3]
+    losses = {}
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        run = process("train", *options, f"--set=decoder.compile={compiled}", "--out", tmp_path / name)
+        _, errors = run.communicate(timeout=500)
+        assert run.returncode == 0, errors
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["loss"] for row in rows if row["split"] == "train"]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
