@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from ltm_pyro.likelihood import TokenSequence
     from ltm_pyro.model import LatentThoughtModel
     from ltm_pyro.presets import preset
-    from ltm_pyro.priors import GaussianPrior, Prior
+    from ltm_pyro.priors import (
+        GaussianPrior,
+        HierarchicalPrior,
+        LearnedGaussianPrior,
+        MarkovPrior,
+        MixturePrior,
+        Prior,
+    )
     from ltm_pyro.training import LoadedRun, Trainer, load_run
 
 __version__ = "0.1.0"
@@ -29,11 +36,15 @@ _HOMES = {
     "FastSlowSVI": "infer",
     "GaussianPrior": "priors",
     "Guide": "guides",
+    "HierarchicalPrior": "priors",
     "LTMError": "errors",
     "LatentThoughtModel": "model",
+    "LearnedGaussianPrior": "priors",
     "LoadedRun": "training",
     "LocalNormal": "guides",
     "LocalParams": "guides",
+    "MarkovPrior": "priors",
+    "MixturePrior": "priors",
     "Posterior": "infer",
     "Prior": "priors",
     "Sampling": "decoder",
@@ -54,11 +65,15 @@ __all__ = [
     "FastSlowSVI",
     "GaussianPrior",
     "Guide",
+    "HierarchicalPrior",
     "LTMError",
     "LatentThoughtModel",
+    "LearnedGaussianPrior",
     "LoadedRun",
     "LocalNormal",
     "LocalParams",
+    "MarkovPrior",
+    "MixturePrior",
     "Posterior",
     "Prior",
     "Sampling",

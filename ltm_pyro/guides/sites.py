@@ -93,6 +93,6 @@ def _prior_program(model: LatentThoughtModel):  # type: ignore[no-untyped-def]
 
 
 def _is_real(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of Independent and of mixtures
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector

@@ -2,8 +2,26 @@
 
 from ltm_pyro.priors.base import Prior
 from ltm_pyro.priors.gaussian import GaussianPrior
+from ltm_pyro.priors.hierarchical import HierarchicalPrior
+from ltm_pyro.priors.learned_gaussian import LearnedGaussianPrior
+from ltm_pyro.priors.markov import MarkovPrior
+from ltm_pyro.priors.mixture import MixturePrior
 
-PRIORS: dict[str, type[Prior]] = {"gaussian": GaussianPrior}
+PRIORS: dict[str, type[Prior]] = {
+    "gaussian": GaussianPrior,
+    "learned-gaussian": LearnedGaussianPrior,
+    "mixture": MixturePrior,
+    "hierarchical": HierarchicalPrior,
+    "markov": MarkovPrior,
+}
 """The priors that the command line knows by name."""
 
-__all__ = ["PRIORS", "GaussianPrior", "Prior"]
+__all__ = [
+    "PRIORS",
+    "GaussianPrior",
+    "HierarchicalPrior",
+    "LearnedGaussianPrior",
+    "MarkovPrior",
+    "MixturePrior",
+    "Prior",
+]

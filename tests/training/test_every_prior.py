@@ -1,0 +1,43 @@
+"""Every prior that is known by name trains, is stored, comes back and writes text, with nothing else changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import assert_same_tensors, new_trainer, weights_of
+
+from ltm_pyro.data import Data
+from ltm_pyro.evaluation import evaluate
+from ltm_pyro.generate import generate
+from ltm_pyro.priors import PRIORS
+from ltm_pyro.training import load_run
+
+
+STEPS = {"training.steps": 25, "training.eval_every": 25, "training.slow_lr": 0.03}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_trains_comes_back_from_its_checkpoint_and_writes_text(name: str, tmp_path: Path, data: Data):
+    trainer = new_trainer(
+        tmp_path / "run",
+        data,
+        {"prior.name": name, "decoder.layers": 2, "decoder.num_thoughts": 4} | STEPS,
+    )
+    before = weights_of(trainer)
+    assert trainer.fit()
+    rows = [row for row in trainer.metrics.rows() if row["split"] == "validation"]
+    assert rows[-1]["elbo"] < rows[0]["elbo"] - 0.5
+    after = weights_of(trainer)
+    slow = [n for n in after if n.startswith("prior.")]
+    assert all(not torch.equal(before[n], after[n]) for n in slow)  # the prior's parameters learn, too
+    assert bool(slow) == (name != "gaussian")
+
+    run = load_run(tmp_path / "run", device="cpu")
+    assert_same_tensors(dict(run.svi.model.state_dict()), dict(trainer.model.state_dict()))
+    report = evaluate(run.svi, data.validation, range(4), samples=50, fast_lr=run.fast_lr)
+    assert report.mean("kl")[0] > 0
+    texts = generate(run.svi, start=data.tokenizer.end_of_text, num=3, max_tokens=12)
+    assert [len(text) for text in texts] == [12, 12, 12]
+    assert len({tuple(text) for text in texts}) == 3
