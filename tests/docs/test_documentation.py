@@ -1,0 +1,248 @@
+"""The README and the documentation: their blocks run, their commands parse, their links and tables are true."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+
+import ltm_pyro
+from ltm_pyro.cli.main import cli, main
+from ltm_pyro.config import ComponentSettings, Settings
+from ltm_pyro.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+COMMAND_LINE = ROOT / "docs" / "command-line.md"
+FREE_SECTIONS = {"prior", "guide"}  # their keys are options of a class
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, the line above which it opens, and the comment right before it."""
+
+    language: str
+    text: str
+    line: int
+    comment: str
+
+
+def blocks(page: Path) -> list[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    found, start = [], None
+    for number, line in enumerate(lines):
+        if line.startswith("```"):
+            if start is None:
+                start = number
+                continue
+            above = next((text for text in reversed(lines[:start]) if text.strip()), "")
+            comment = above if above.startswith("<!--") else ""
+            body = "\n".join(lines[start + 1 : number])
+            found.append(Block(lines[start][3:].strip(), body, start + 1, comment))
+            start = None
+    assert start is None, f"{page}: the block at line {start} is never closed"
+    return found
+
+
+def names(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def is_skipped(block: Block) -> bool:
+    return re.match(r"<!-- not run: .+ -->", block.comment) is not None
+
+
+def python_blocks(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language == "python" and not is_skipped(block)]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """A folder to work in, importable as the command line's working directory is, and a cache of the session's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LTM_PYRO_CACHE", str(tmp_path_factory.getbasetemp() / "ltm-pyro-cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    before = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
+            del sys.modules[module]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=names)
+def test_python_blocks_run(page: Path, elsewhere: Path):
+    namespace: dict[str, Any] = {"__name__": "documentation", "run": run_command_line}
+    for block in python_blocks(page):
+        # Line numbers of the page itself, so that a traceback points at the line to mend.
+        source = "\n" * block.line + block.text
+        exec(compile(source, str(page), "exec", flags=0, dont_inherit=True), namespace)
+
+
+def run_command_line(command: str) -> None:
+    """What the pages' Python blocks call as ``run("ltm-pyro …")``."""
+    program, *arguments = shlex.split(command)
+    assert program == "ltm-pyro"
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code in (0, None), f"{command} ended with exit code {end.code}"
+
+
+class Typed(NamedTuple):
+    """A command as a page shows it."""
+
+    page: Path
+    line: int
+    arguments: list[str]
+
+
+def typed_commands() -> list[Typed]:
+    found = []
+    for page in LINKED:
+        for block in blocks(page):
+            if block.language != "bash":
+                continue
+            text = block.text.replace("\\\n", " ")
+            for offset, line in enumerate(text.splitlines()):
+                for part in re.split(r"&&|\|(?!\w)", line):
+                    words = shlex.split(part, comments=True)
+                    if words[:1] == ["ltm-pyro"]:
+                        found.append(Typed(page, block.line + offset + 1, words[1:]))
+    return found
+
+
+@pytest.mark.parametrize("typed", typed_commands(), ids=lambda t: f"{names(t.page)}:{t.line}")
+def test_command_as_shown_parses(typed: Typed):
+    group = click.Context(cli)
+    name, *arguments = typed.arguments
+    if name.startswith("-"):
+        return
+    command = cli.get_command(group, name)
+    assert command is not None, f"there is no command {name}"
+    context = command.make_context(name, arguments, parent=group)  # raises for an option that does not exist
+    for assignment in context.params.get("assignments", ()):
+        address, equals, value = assignment.partition("=")
+        assert equals, assignment
+        check_setting(address, value)
+    if context.params.get("preset") is not None:
+        assert context.params["preset"] in PRESETS
+
+
+def check_setting(address: str, value: str) -> None:
+    section, _, _ = address.partition(".")
+    if section in FREE_SECTIONS:
+        return
+    Settings().updated({address: value})  # raises for a section, key or value that is none
+
+
+def test_pages_name_only_presets_that_exist():
+    for page in LINKED:
+        for name in re.findall(r"--preset[ =]([\w-]+)", page.read_text(encoding="utf-8")):
+            assert name in PRESETS or name == "NAME", f"{names(page)}: no preset {name}"
+
+
+def test_settings_addressed_in_the_pages_exist():
+    sections = {f.name for f in fields(Settings)} - FREE_SECTIONS
+    known = {f"{section}.{f.name}" for section in sections for f in fields(getattr(Settings(), section))}
+    pattern = re.compile(rf"`((?:{'|'.join(sections)})\.\w+)`")
+    for page in LINKED:
+        for address in pattern.findall(page.read_text(encoding="utf-8")):
+            assert address in known or (ROOT / "ltm_pyro" / address).exists(), f"{names(page)}: no setting {address}"
+
+
+def table_rows(page: Path, header: str) -> list[list[str]]:
+    """Cells of the rows of the table whose header row begins with the given cell."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {header} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+def shown(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_table_of_settings_is_that_of_the_code():
+    expected = {}
+    for section in fields(Settings):
+        settings = getattr(Settings(), section.name)
+        if isinstance(settings, ComponentSettings):
+            expected[f"`{section.name}.name`"] = f"`{settings.name}`"
+            continue
+        for key in fields(settings):
+            expected[f"`{section.name}.{key.name}`"] = f"`{shown(getattr(settings, key.name))}`"
+    found = {row[0]: row[1] for row in table_rows(COMMAND_LINE, "setting")}
+    assert found == expected
+
+
+def test_table_of_presets_is_that_of_the_code():
+    found = {row[0].strip("`") for row in table_rows(COMMAND_LINE, "preset")}
+    assert found == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "eval", "info"])
+def test_every_option_of_a_command_is_documented(name: str):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    text = COMMAND_LINE.read_text(encoding="utf-8")
+    section = text.split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+    for parameter in command.params:
+        for option in parameter.opts if isinstance(parameter, click.Option) else ():
+            assert f"`{option}" in section, f"{option} of {name} is not in docs/command-line.md"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=names)
+def test_relative_links_resolve(page: Path):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), f"{names(page)}: {target} leads nowhere"
+        if anchor:
+            assert anchor in anchors(place), f"{names(page)}: {target} names no heading"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "README.md" or f"]({name})" in index, f"docs/README.md does not list {name}"
+
+
+@pytest.mark.parametrize("folder", ["priors", "guides"])
+def test_every_prior_and_guide_has_a_page(folder: str):
+    module = importlib.import_module(f"ltm_pyro.{folder}")
+    for name in module.PRIORS if folder == "priors" else module.GUIDES:
+        assert (ROOT / "docs" / folder / f"{name}.md").exists(), f"docs/{folder}/{name}.md is missing"
+
+
+@pytest.mark.parametrize("name", ltm_pyro.__all__)
+def test_public_name_has_a_docstring(name: str):
+    value = getattr(ltm_pyro, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert inspect.getdoc(value)
+    else:
+        # An alias carries its docstring as a string below its definition.
+        home = importlib.import_module(f"ltm_pyro.{ltm_pyro._HOMES[name]}")
+        sources = [inspect.getsource(importlib.import_module(m)) for m in sys.modules if m.startswith(home.__name__)]
+        assert any(re.search(rf'^{name} = .+\n"""', source, flags=re.MULTILINE) for source in sources)
