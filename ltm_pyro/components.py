@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES, Guide
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
+from ltm_pyro.values import nearest
 
 __all__ = ["build_guide", "build_model", "resolve"]
 
@@ -67,9 +67,7 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
         return known[name]
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        raise LTMError(f"unknown {kind} {name!r}: {hint}; your own is given as package.module:Class")
+        raise LTMError(f"unknown {kind} {name!r}{nearest(name, known)}; your own is given as package.module:Class")
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise LTMError(f"{kind} {name!r} is not of the form package.module:Class")
     try:
@@ -81,7 +79,7 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
     if not (isinstance(found, type) and issubclass(found, base)):
         raise LTMError(f"{kind} {name!r} is not a subclass of ltm_pyro.{base.__name__}")
     if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise LTMError(f"{kind} {name!r} is abstract: define its {missing}")
     return found
 

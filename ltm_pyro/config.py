@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ltm_pyro.errors import LTMError
+from ltm_pyro.values import above, at_least, nearest, plain, read_value, within
 
 __all__ = [
     "ComponentSettings",
@@ -55,11 +54,11 @@ class DataSettings:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least("data.sequence_length", self.sequence_length, 2)
-        _at_least("data.vocab_size", self.vocab_size, 257)
+        at_least("data.sequence_length", self.sequence_length, 2)
+        at_least("data.vocab_size", self.vocab_size, 257)
         if self.documents is not None:
-            _at_least("data.documents", self.documents, 1)
-        _within("data.validation_fraction", self.validation_fraction, 0, 1)
+            at_least("data.documents", self.documents, 1)
+        within("data.validation_fraction", self.validation_fraction, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +87,9 @@ class DecoderSettings:
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "num_thoughts", "window"):
-            _at_least(f"decoder.{name}", getattr(self, name), 1)
+            at_least(f"decoder.{name}", getattr(self, name), 1)
         if self.thought_width is not None:
-            _at_least("decoder.thought_width", self.thought_width, 1)
+            at_least("decoder.thought_width", self.thought_width, 1)
         if self.hidden % (2 * self.heads):
             raise LTMError(
                 f"decoder.hidden = {self.hidden} is no multiple of 2 * decoder.heads = {2 * self.heads}: "
@@ -101,7 +100,7 @@ class DecoderSettings:
                 f"decoder.num_thoughts = {self.num_thoughts} does not divide over decoder.layers = {self.layers}: "
                 "choose a multiple of the layers"
             )
-        _above("decoder.rope_base", self.rope_base, 1)
+        above("decoder.rope_base", self.rope_base, 1)
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,14 @@ class InferenceSettings:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        _at_least("inference.fast_steps", self.fast_steps, 0)
-        _above("inference.fast_lr", self.fast_lr, 0)
-        _above("inference.fast_lr_final", self.fast_lr_final, 0)
-        _within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
+        at_least("inference.fast_steps", self.fast_steps, 0)
+        above("inference.fast_lr", self.fast_lr, 0)
+        above("inference.fast_lr_final", self.fast_lr_final, 0)
+        within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
         for name in ("init_log_var_spread", "init_mu_spread"):
-            _at_least(f"inference.{name}", getattr(self, name), 0)
+            at_least(f"inference.{name}", getattr(self, name), 0)
         if self.tolerance is not None:
-            _above("inference.tolerance", self.tolerance, 0)
+            above("inference.tolerance", self.tolerance, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,19 +206,19 @@ class TrainingSettings:
             "checkpoint_every",
             "keep_checkpoints",
         ):
-            _at_least(f"training.{name}", getattr(self, name), 1)
+            at_least(f"training.{name}", getattr(self, name), 1)
         if self.micro_batch_size is not None:
-            _at_least("training.micro_batch_size", self.micro_batch_size, 1)
-        _above("training.slow_lr", self.slow_lr, 0)
+            at_least("training.micro_batch_size", self.micro_batch_size, 1)
+        above("training.slow_lr", self.slow_lr, 0)
         for name in ("slow_lr_final", "warmup_steps", "weight_decay"):
-            _at_least(f"training.{name}", getattr(self, name), 0)
-        _within("training.seed", self.seed, 0, 2**31 - 1)
+            at_least(f"training.{name}", getattr(self, name), 0)
+        within("training.seed", self.seed, 0, 2**31 - 1)
         for name in ("beta1", "beta2"):
-            _at_least(f"training.{name}", getattr(self, name), 0)
+            at_least(f"training.{name}", getattr(self, name), 0)
             if not getattr(self, name) < 1:
                 raise LTMError(f"training.{name} must be below 1, got {getattr(self, name)}")
         if self.clip_norm is not None:
-            _above("training.clip_norm", self.clip_norm, 0)
+            above("training.clip_norm", self.clip_norm, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +256,7 @@ class Settings:
             if not dot or not key:
                 raise LTMError(f"setting {address!r} is not of the form section.key, for example training.slow_lr")
             if section not in _SECTIONS:
-                raise LTMError(f"unknown section {section!r} in setting {address!r}{_nearest(section, _SECTIONS)}")
+                raise LTMError(f"unknown section {section!r} in setting {address!r}{nearest(section, _SECTIONS)}")
             sections.setdefault(section, {})[key] = value
         changes = {name: _update_section(name, getattr(self, name), new) for name, new in sections.items()}
         return replace(self, **changes)
@@ -323,71 +322,11 @@ def _update_section(name: str, section: Any, new: Mapping[str, Any]) -> Any:
         # Options belong to one class, so another name starts without the old one's.
         chosen = str(new.get("name", section.name))
         kept = section.options if chosen == section.name else {}
-        return ComponentSettings(chosen, {**kept, **{k: _plain(v) for k, v in new.items() if k != "name"}})
+        return ComponentSettings(chosen, {**kept, **{k: plain(v) for k, v in new.items() if k != "name"}})
     hints = get_type_hints(type(section))
     changes = {}
     for key, value in new.items():
         if key not in hints:
-            raise LTMError(f"unknown setting {name}.{key}{_nearest(key, hints)}")
-        changes[key] = _read(f"{name}.{key}", value, hints[key])
+            raise LTMError(f"unknown setting {name}.{key}{nearest(key, hints)}")
+        changes[key] = read_value(f"{name}.{key}", value, hints[key])
     return replace(section, **changes)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(known)}"
-
-
-def _read(address: str, value: Any, kind: Any) -> Any:
-    """``value`` as the type ``kind`` of a setting: str, int, float, bool, Literal, or one of these or None."""
-    if get_origin(kind) in (Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            return None
-        kind = next(k for k in get_args(kind) if k is not type(None))
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise LTMError(f"{address} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
-    if kind is str:
-        return str(value)
-    plain = _plain(value)
-    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        plain = float(plain)
-    if kind is int and isinstance(plain, float) and plain.is_integer():
-        plain = int(plain)
-    if type(plain) is not kind:
-        raise LTMError(f"{address} must be {_KINDS[kind]}, got {value!r}")
-    return plain
-
-
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _plain(value: Any) -> Any:
-    """A string as the number or truth value that it spells, if any; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(value.replace("_", ""))
-        except ValueError:
-            continue
-    return value
-
-
-def _at_least(address: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise LTMError(f"{address} must be {low} or more, got {value}")
-
-
-def _above(address: str, value: float, low: float) -> None:
-    if not value > low:
-        raise LTMError(f"{address} must be above {low}, got {value}")
-
-
-def _within(address: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise LTMError(f"{address} must lie in {low} … {high}, got {value}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
+from ltm_pyro.values import nearest
 
 __all__ = ["PRESETS", "preset"]
 
@@ -77,7 +77,5 @@ def preset(name: str) -> Settings:
         LTMError: there is no such preset.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(PRESETS)}"
-        raise LTMError(f"unknown preset {name!r}: {hint}")
+        raise LTMError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
     return Settings().updated(PRESETS[name])

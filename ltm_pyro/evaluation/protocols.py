@@ -46,7 +46,7 @@ class Report:
     seed: int
 
     def mean(self, name: str) -> tuple[float, float]:
-        """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error over sequences (NaN for one)."""
+        """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error (NaN for one sequence)."""
         values = {
             "elbo": -self.terms.elbo,
             "reconstruction": -self.terms.log_likelihood,
