@@ -38,7 +38,7 @@ def read_value(address: str, value: Any, kind: Any) -> Any:
         found = int(found)
     if type(found) is not kind:
         raise LTMError(f"{address} must be {_KINDS[kind]}, got {value!r}")
-    return plain
+    return found
 
 
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}

@@ -14,7 +14,6 @@ from ltm_pyro.generate import generate
 from ltm_pyro.priors import PRIORS
 from ltm_pyro.training import load_run
 
-
 STEPS = {"training.steps": 25, "training.eval_every": 25, "training.slow_lr": 0.03}
 
 
