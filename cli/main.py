@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from typing import Any
+from typing import TextIO
 
 import click
 
@@ -67,6 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     if issubclass(category, UserWarning):
         click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

@@ -104,8 +104,8 @@ class CheckpointStore:
             except LTMError as error:
                 damage.append(error)
                 continue
-            for error in damage:
-                warnings.warn(f"{error}; going back to step {checkpoint.step}", stacklevel=2)
+            for reason in damage:
+                warnings.warn(f"{reason}; going back to step {checkpoint.step}", stacklevel=2)
             return checkpoint
         if damage:
             raise LTMError(f"no whole checkpoint in {self.folder}: {damage[0]}; restore it, or train the run again")

@@ -12,9 +12,12 @@ import pytest
 import torch
 from tiny_runs import assert_same_tensors, new_trainer, reopened, untimed, weights_of
 
+from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Data
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import evaluate
+from ltm_pyro.guides import LocalNormal, LocalParams
+from ltm_pyro.noise import SequenceGenerator
 from ltm_pyro.training import Observer, load_run
 from ltm_pyro.training.run import choose_device
 from ltm_pyro.training.schedules import fast_lr, slow_lr
@@ -112,10 +115,19 @@ def test_how_often_is_validated_logged_or_saved_does_not_change_training(tmp_pat
     assert_same_tensors(weights_of(plain), weights_of(quiet))
 
 
-def test_the_state_of_the_global_random_streams_does_not_change_training(tmp_path: Path, data: Data):
-    first = new_trainer(tmp_path / "first", data, QUICK)
+class GlobalStarts(LocalNormal):
+    """A guide that draws from torch's global stream, as one of the user's own may."""
+
+    def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:
+        local = super().init_local(batch, generator)
+        return {name: torch.randn_like(value).requires_grad_() for name, value in local.items()}
+
+
+@pytest.mark.parametrize("guide", ["local-normal", f"{__name__}:GlobalStarts"])
+def test_the_state_of_the_global_random_streams_does_not_change_training(tmp_path: Path, data: Data, guide: str):
+    first = new_trainer(tmp_path / "first", data, QUICK | {"guide.name": guide})
     first.fit()
-    second = new_trainer(tmp_path / "second", data, QUICK)
+    second = new_trainer(tmp_path / "second", data, QUICK | {"guide.name": guide})
     torch.manual_seed(12345)
     second.fit()
     assert_same_tensors(weights_of(first), weights_of(second))
