@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+from ltm_pyro.cli.main import cli, main
 
 import ltm_pyro
-from ltm_pyro.cli.main import cli, main
 from ltm_pyro.config import ComponentSettings, Settings
-from ltm_pyro.presets import PRESETS
+from ltm_pyro.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,8 +60,9 @@ def is_skipped(block: Block) -> bool:
     return re.match(r"<!-- not run: .+ -->", block.comment) is not None
 
 
-def python_blocks(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language == "python" and not is_skipped(block)]
+def executed_blocks(page: Path) -> list[Block]:
+    """Python blocks, and those of commands under the comment ``<!-- run -->``."""
+    return [b for b in blocks(page) if (b.language == "python" and not is_skipped(b)) or b.comment == "<!-- run -->"]
 
 
 @pytest.fixture
@@ -78,49 +79,53 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory:
             del sys.modules[module]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=names)
-def test_python_blocks_run(page: Path, elsewhere: Path):
-    namespace: dict[str, Any] = {"__name__": "documentation", "run": run_command_line}
-    for block in python_blocks(page):
+@pytest.mark.parametrize("page", [page for page in PAGES if executed_blocks(page)], ids=names)
+def test_blocks_run(page: Path, elsewhere: Path):
+    namespace: dict[str, Any] = {"__name__": "documentation"}
+    for block in executed_blocks(page):
+        if block.language == "bash":
+            for command in commands(block):
+                run_command_line(command)
+            continue
+        if file := re.match(r"<!-- file: (\S+) -->", block.comment):
+            (elsewhere / file[1]).write_text(block.text + "\n", encoding="utf-8")
         # Line numbers of the page itself, so that a traceback points at the line to mend.
-        source = "\n" * block.line + block.text
-        exec(compile(source, str(page), "exec", flags=0, dont_inherit=True), namespace)
+        exec(compile("\n" * block.line + block.text, str(page), "exec", dont_inherit=True), namespace)
 
 
-def run_command_line(command: str) -> None:
-    """What the pages' Python blocks call as ``run("ltm-pyro …")``."""
-    program, *arguments = shlex.split(command)
-    assert program == "ltm-pyro"
+def commands(block: Block) -> list[list[str]]:
+    """Arguments of every ``ltm-pyro`` in a block of commands."""
+    found = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] == ["ltm-pyro"]:
+                found.append(words[1:])
+    return found
+
+
+def run_command_line(arguments: list[str]) -> None:
     try:
         main(arguments)
     except SystemExit as end:
-        assert end.code in (0, None), f"{command} ended with exit code {end.code}"
+        if end.code not in (0, None):
+            pytest.fail(f"ltm-pyro {shlex.join(arguments)} ended with exit code {end.code}")
 
 
 class Typed(NamedTuple):
     """A command as a page shows it."""
 
     page: Path
-    line: int
+    block: int
     arguments: list[str]
 
 
 def typed_commands() -> list[Typed]:
-    found = []
-    for page in LINKED:
-        for block in blocks(page):
-            if block.language != "bash":
-                continue
-            text = block.text.replace("\\\n", " ")
-            for offset, line in enumerate(text.splitlines()):
-                for part in re.split(r"&&|\|(?!\w)", line):
-                    words = shlex.split(part, comments=True)
-                    if words[:1] == ["ltm-pyro"]:
-                        found.append(Typed(page, block.line + offset + 1, words[1:]))
-    return found
+    shown = [(page, block) for page in LINKED for block in blocks(page) if block.language == "bash"]
+    return [Typed(page, block.line, arguments) for page, block in shown for arguments in commands(block)]
 
 
-@pytest.mark.parametrize("typed", typed_commands(), ids=lambda t: f"{names(t.page)}:{t.line}")
+@pytest.mark.parametrize("typed", typed_commands(), ids=lambda t: f"{names(t.page)}:{t.block}")
 def test_command_as_shown_parses(typed: Typed):
     group = click.Context(cli)
     name, *arguments = typed.arguments
@@ -129,19 +134,11 @@ def test_command_as_shown_parses(typed: Typed):
     command = cli.get_command(group, name)
     assert command is not None, f"there is no command {name}"
     context = command.make_context(name, arguments, parent=group)  # raises for an option that does not exist
-    for assignment in context.params.get("assignments", ()):
-        address, equals, value = assignment.partition("=")
-        assert equals, assignment
-        check_setting(address, value)
-    if context.params.get("preset") is not None:
-        assert context.params["preset"] in PRESETS
-
-
-def check_setting(address: str, value: str) -> None:
-    section, _, _ = address.partition(".")
-    if section in FREE_SECTIONS:
-        return
-    Settings().updated({address: value})  # raises for a section, key or value that is none
+    chosen = context.params.get("preset")
+    assert chosen is None or chosen in PRESETS
+    assignments = dict(text.split("=", 1) for text in context.params.get("assignments", ()))
+    # Raises for a section, key or value that is none; the options of a prior or guide are its class's own.
+    preset(chosen or "tiny").updated(assignments)
 
 
 def test_pages_name_only_presets_that_exist():
