@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.decoder import Sampling, ThoughtDecoder
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.guides import Guide, LocalNormal, LocalParams
+    from ltm_pyro.guides import Guide, LocalLowRank, LocalNormal, LocalParams
     from ltm_pyro.infer import ELBOTerms, FastConfig, FastSlowSVI, Posterior, SequenceELBO, StepInfo
     from ltm_pyro.likelihood import TokenSequence
     from ltm_pyro.model import LatentThoughtModel
@@ -41,6 +41,7 @@ _HOMES = {
     "LatentThoughtModel": "model",
     "LearnedGaussianPrior": "priors",
     "LoadedRun": "training",
+    "LocalLowRank": "guides",
     "LocalNormal": "guides",
     "LocalParams": "guides",
     "MarkovPrior": "priors",
@@ -70,6 +71,7 @@ __all__ = [
     "LatentThoughtModel",
     "LearnedGaussianPrior",
     "LoadedRun",
+    "LocalLowRank",
     "LocalNormal",
     "LocalParams",
     "MarkovPrior",

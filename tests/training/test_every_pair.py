@@ -1,4 +1,4 @@
-"""Every prior that is known by name trains, is stored, comes back and writes text, with nothing else changed."""
+"""Every prior under every guide trains, is stored, comes back and writes text, with nothing else changed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from tiny_runs import assert_same_tensors, new_trainer, weights_of
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation import evaluate
 from ltm_pyro.generate import generate
+from ltm_pyro.guides import GUIDES
 from ltm_pyro.priors import PRIORS
 from ltm_pyro.training import load_run
 
 STEPS = {"training.steps": 25, "training.eval_every": 25, "training.slow_lr": 0.03}
 
 
+@pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", PRIORS)
-def test_a_prior_trains_comes_back_from_its_checkpoint_and_writes_text(name: str, tmp_path: Path, data: Data):
+def test_a_pair_trains_comes_back_from_its_checkpoint_and_writes_text(
+    name: str, guide: str, tmp_path: Path, data: Data
+):
     trainer = new_trainer(
         tmp_path / "run",
         data,
-        {"prior.name": name, "decoder.layers": 2, "decoder.num_thoughts": 4} | STEPS,
+        {"prior.name": name, "guide.name": guide, "decoder.layers": 2, "decoder.num_thoughts": 4} | STEPS,
     )
     before = weights_of(trainer)
     assert trainer.fit()
