@@ -56,7 +56,18 @@ def main(arguments: list[str] | None = None) -> None:
     if "" not in sys.path:
         sys.path.append("")  # priors and guides of the user's own may lie in the working directory
     try:
-        cli(arguments, prog_name="ltm-pyro")
+        sys.exit(cli.main(arguments, prog_name="ltm-pyro", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        where = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see {where.command_path} --help)" if where else ""
+        click.echo(f"Error: {' '.join(error.format_message().split())}{hint}", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        sys.exit(130)
     except Exception as error:
         # Importing the library takes seconds, so the class is looked up only where there is something to compare.
         from ltm_pyro.errors import LTMError

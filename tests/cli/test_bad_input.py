@@ -273,9 +273,12 @@ def test_eval_refuses_empty_text_and_wrong_columns(cli: Run, trained: Path, tmp_
         (["eval", "x", "--protocol", "iwae-x"], "'--protocol'"),
     ],
 )
-def test_what_is_no_command_line_at_all_is_answered_with_its_usage(cli: Run, arguments: list[str], words: str):
-    result = cli(*arguments)
+def test_what_is_no_command_line_at_all_is_one_line_that_points_to_help(cli: Run, arguments: list[str], words: str):
+    cli(*arguments).refused(words, "(see ltm-pyro", "--help)")
+
+
+def test_without_a_command_the_help_is_shown(cli: Run):
+    result = cli()
     assert result.code == 2
-    assert result.err.startswith("Usage: ")
-    assert words in result.err.splitlines()[-1] or words in result.err
-    assert "Traceback" not in result.err
+    assert result.err.startswith("Usage: ltm-pyro")
+    assert all(command in result.err for command in ("train", "sample", "eval", "info"))
