@@ -17,7 +17,9 @@ from ltm_pyro.cli.main import cli, main
 
 import ltm_pyro
 from ltm_pyro.config import ComponentSettings, Settings
+from ltm_pyro.guides import GUIDES
 from ltm_pyro.presets import PRESETS, preset
+from ltm_pyro.priors import PRIORS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -137,6 +139,9 @@ def test_command_as_shown_parses(typed: Typed):
     chosen = context.params.get("preset")
     assert chosen is None or chosen in PRESETS
     assignments = dict(text.split("=", 1) for text in context.params.get("assignments", ()))
+    for kind, known in (("prior", PRIORS), ("guide", GUIDES)):
+        chosen_component = context.params.get(kind)
+        assert chosen_component is None or chosen_component in known or ":" in chosen_component
     # Raises for a section, key or value that is none; the options of a prior or guide are its class's own.
     preset(chosen or "tiny").updated(assignments)
 
@@ -226,11 +231,19 @@ def test_every_page_is_in_the_index():
         assert name == "README.md" or f"]({name})" in index, f"docs/README.md does not list {name}"
 
 
-@pytest.mark.parametrize("folder", ["priors", "guides"])
-def test_every_prior_and_guide_has_a_page(folder: str):
-    module = importlib.import_module(f"ltm_pyro.{folder}")
-    for name in module.PRIORS if folder == "priors" else module.GUIDES:
-        assert (ROOT / "docs" / folder / f"{name}.md").exists(), f"docs/{folder}/{name}.md is missing"
+COMPONENTS = [("priors", name, c) for name, c in PRIORS.items()] + [("guides", name, c) for name, c in GUIDES.items()]
+
+
+@pytest.mark.parametrize(("folder", "name", "component"), COMPONENTS, ids=str)
+def test_every_prior_and_guide_has_a_page_with_its_options(folder: str, name: str, component: type):
+    page = ROOT / "docs" / folder / f"{name}.md"
+    assert page.exists(), f"docs/{folder}/{name}.md is missing"
+    options = list(inspect.signature(component).parameters.values())[1:]  # the first is the shape or the model
+    if options:
+        found = {row[0]: row[1].replace("−", "-") for row in table_rows(page, "option")}
+        assert found == {f"`{option.name}`": shown(option.default) for option in options}
+    else:
+        assert "Options: none." in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ltm_pyro.__all__)
