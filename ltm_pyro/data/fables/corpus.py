@@ -38,7 +38,7 @@ class Fable:
     """A document of the embedded corpus.
 
     Args:
-        text: the story: a title and five or six paragraphs, with a blank line between them.
+        text: the story: a title and six or seven paragraphs, with a blank line between them.
         plan: the value of every plan variable.
     """
 

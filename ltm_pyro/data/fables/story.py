@@ -1,4 +1,4 @@
-"""The grammar of the fables: a title and six paragraphs under one plan."""
+"""The grammar of the fables: a title and six or seven paragraphs under one plan."""
 
 from __future__ import annotations
 
