@@ -58,17 +58,17 @@ def command(
         ltm-pyro eval runs/tiny-fables --samples 4
         ltm-pyro eval runs/tiny-fables --data other.txt --protocol elbo --json
     """
-    from ltm_pyro.cli.render import console, show_report
+    from ltm_pyro.cli.render import console, notices, show_report
 
     from ltm_pyro.evaluation import PROTOCOLS, evaluate, generator_entropy, validation_data
     from ltm_pyro.training import load_run
 
     loaded = load_run(run, device=device)
     source = data or loaded.settings.data.validation or loaded.settings.data.source
-    with console.status("Preparing the data"):
+    with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column)
     indices = range(min(len(sequences), max_sequences or len(sequences)))
-    with console.status(f"Scoring {len(indices)} sequences"):
+    with notices.status(f"Scoring {len(indices)} sequences"):
         report = evaluate(
             loaded.svi,
             sequences,

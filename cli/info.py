@@ -25,7 +25,7 @@ def command(run: str, as_json: bool) -> None:
     checkpoints = [path.name for path in directory.store().paths()]
     about = {
         "run": str(directory.path),
-        "step": max((row["step"] for row in rows), default=0),
+        "step": int(checkpoints[0].removeprefix("step-")) if checkpoints else 0,
         "steps": settings.training.steps,
         "checkpoints": checkpoints,
         "train": next((row for row in reversed(rows) if row["split"] == "train"), None),

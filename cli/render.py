@@ -26,6 +26,7 @@ __all__ = [
     "TrainingDisplay",
     "console",
     "draw_samples",
+    "notices",
     "show_info",
     "show_report",
     "show_samples",
@@ -35,6 +36,7 @@ __all__ = [
 
 # Paths and texts are shown as they are: brackets and colons in them mean nothing.
 console = Console(markup=False, emoji=False)
+notices = Console(stderr=True, markup=False, emoji=False)
 
 
 def show_settings(settings: Settings) -> None:

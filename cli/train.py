@@ -55,7 +55,7 @@ def command(
         ltm-pyro train --set decoder.num_thoughts=16 --set inference.init_log_var=-1
         ltm-pyro train --resume --out runs/stories
     """
-    from ltm_pyro.cli.render import console, show_settings
+    from ltm_pyro.cli.render import notices, show_settings
 
     overrides = _overrides(config, assignments, flags)
     if resume:
@@ -68,7 +68,7 @@ def command(
         place = Path(out) if out else _new_directory(name, settings)
         run = _refuse_what_cannot_be(place, settings)
     show_settings(settings)
-    with console.status("Preparing the data"):
+    with notices.status("Preparing the data"):
         data = _data(settings, run.path / "tokenizer.json" if resume else None)
     _train(run, settings, data, resume)
 
@@ -151,12 +151,14 @@ def _new_directory(preset: str, settings: Settings) -> Path:
 
 def _refuse_what_cannot_be(place: Path, settings: Settings) -> RunDirectory:
     """The run to be, after the checks that need not wait for the data."""
+    from ltm_pyro.components import check_components
     from ltm_pyro.training import RunDirectory
     from ltm_pyro.training.run import choose_device
 
     run = RunDirectory(place)
     run.refuse_to_overwrite()
     choose_device(settings.training.device)
+    check_components(settings)
     return run
 
 

@@ -58,7 +58,7 @@ class TokenBatch:
         return self.tokens.shape[0]
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> TokenBatch:
-        """The chosen sequences, cut to the longest of them being no shorter than it was padded to."""
+        """The chosen sequences, padded as they were."""
         if isinstance(index, list):
             index = torch.tensor(index, dtype=torch.int64, device=self.tokens.device)
         scored = None if self.scored is None else self.scored[index]

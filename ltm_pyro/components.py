@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 from ltm_pyro.config import ComponentSettings, Settings
 from ltm_pyro.decoder.transformer import ThoughtDecoder
@@ -13,9 +13,9 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES, Guide
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
-from ltm_pyro.values import nearest
+from ltm_pyro.values import nearest, read_value
 
-__all__ = ["build_guide", "build_model", "resolve"]
+__all__ = ["build_guide", "build_model", "check_components", "resolve"]
 
 T = TypeVar("T")
 
@@ -84,6 +84,16 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
     return found
 
 
+def check_components(settings: Settings) -> None:
+    """Looks the prior and the guide up and checks their options, which takes no data and no time.
+
+    Raises:
+        LTMError: one is unknown, or an option is not its own.
+    """
+    _look_up("prior", settings.prior, PRIORS, Prior)  # type: ignore[type-abstract]
+    _look_up("guide", settings.guide, GUIDES, Guide)  # type: ignore[type-abstract]
+
+
 def _build(
     kind: str,
     chosen: ComponentSettings,
@@ -92,20 +102,30 @@ def _build(
     first: Any,
     defaults: Mapping[str, Any],
 ) -> T:
-    """``Class(first, **options)``, after a check that the class takes the options."""
+    """``Class(first, **options)``, the defaults being for those options that the class has."""
+    make, accepted, options = _look_up(kind, chosen, known, base)
+    return cast(T, make(first, **{name: value for name, value in defaults.items() if name in accepted} | options))
+
+
+def _look_up(
+    kind: str, chosen: ComponentSettings, known: Mapping[str, type[T]], base: type[T]
+) -> tuple[Any, set[str], dict[str, Any]]:
+    """The class, the options that it takes, and the chosen ones as the types that it declares."""
     cls = resolve(kind, chosen.name, known, base)
     accepted = {
         name: parameter
         for name, parameter in list(inspect.signature(cls).parameters.items())[1:]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    for option in chosen.options:
+    hints = get_type_hints(cls.__init__)
+    options = {}
+    for option, value in chosen.options.items():
         if option not in accepted:
             hint = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
             raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
-    options = {name: value for name, value in defaults.items() if name in accepted} | dict(chosen.options)
+        simple = hints.get(option) in (int, float, bool, str)
+        options[option] = read_value(f"{kind}.{option}", value, hints[option]) if simple else value
     for name, parameter in accepted.items():
         if parameter.default is parameter.empty and name not in options:
             raise LTMError(f"{kind} {chosen.name!r} needs its option {name!r}: give it as {kind}.{name}")
-    make: Any = cls
-    return cast(T, make(first, **options))
+    return cls, set(accepted), options

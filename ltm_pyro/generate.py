@@ -68,7 +68,8 @@ def generate(
         thoughts = svi.model.sample_prior(num)
     inputs = torch.tensor([[start, *prompt]] * num, dtype=torch.int64, device=device)
     lengths = torch.full((num,), inputs.shape[1], dtype=torch.int64, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
+    # Not the seed itself: the thoughts have been drawn from that stream.
+    generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
     with autocasting(device, svi.autocast):
         drawn = decode(
             decoder, thoughts, inputs, lengths, max_tokens, sampling=sampling, stop=stop, generator=generator

@@ -7,6 +7,7 @@ product cheaper than the library's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,19 +41,14 @@ def _rows_at_once(weight: Tensor) -> int:
 class _TargetLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        rows = _rows_at_once(weight)
         # With constant weights the gradient is known up to a factor per row, so no logits need be made again.
         keep_gradient = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
         gradient = torch.empty_like(hidden) if keep_gradient else None
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        result = hidden.new_empty(hidden.shape[0], dtype=wide)
-        for i in range(0, hidden.shape[0], rows):
-            part = slice(i, i + rows)
-            target = targets[part, None]
-            log_prob = _log_softmax(hidden[part], weight, wide)
-            result[part] = log_prob.gather(1, target)[:, 0]
-            if gradient is not None:
-                gradient[part] = _residual(log_prob, target).to(weight.dtype) @ weight
+        result = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden))
+        for part, log_prob, residual in _chunks(hidden, weight, targets, residuals=keep_gradient):
+            result[part] = log_prob
+            if gradient is not None and residual is not None:
+                gradient[part] = residual.to(weight.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
         else:
@@ -67,11 +63,10 @@ class _TargetLogProb(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=grad.dtype)
-        rows = _rows_at_once(weight)
-        for i in range(0, hidden.shape[0], rows):
-            part = slice(i, i + rows)
-            log_prob = _log_softmax(hidden[part], weight, grad.dtype)
-            residual = (_residual(log_prob, targets[part, None]) * grad[part, None]).to(weight.dtype)
+        for part, _, residual in _chunks(hidden, weight, targets, residuals=True):
+            if residual is None:
+                continue
+            residual = residual.mul_(grad[part, None]).to(weight.dtype)
             if d_hidden is not None:
                 d_hidden[part] = residual @ weight
             if d_weight.dtype == residual.dtype:
@@ -81,12 +76,28 @@ class _TargetLogProb(torch.autograd.Function):
         return d_hidden, d_weight.to(weight.dtype), None
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    logits = (hidden @ weight.T).to(dtype)
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+def _chunks(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, residuals: bool
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Rows at a time: their slice, log-probabilities, and the gradients of these for the logits.
+
+    The gradient is one_hot(target) - softmax. The logits become it in place, in one buffer for all chunks.
+    """
+    rows = _rows_at_once(weight)
+    buffer = hidden.new_empty(min(rows, hidden.shape[0]), weight.shape[0])
+    for i in range(0, hidden.shape[0], rows):
+        part = slice(i, i + rows)
+        target = targets[part, None]
+        scores = torch.mm(hidden[part], weight.T, out=buffer[: len(target)]).to(_wide(hidden))
+        top = scores.amax(-1, keepdim=True)
+        chosen = scores.gather(1, target) - top
+        scores = scores.sub_(top).exp_()
+        total = scores.sum(-1, keepdim=True)
+        residual = None
+        if residuals:
+            residual = scores.div_(-total).scatter_add_(1, target, torch.ones_like(total))
+        yield part, (chosen - total.log())[:, 0], residual
 
 
-def _residual(log_prob: Tensor, target: Tensor) -> Tensor:
-    """one_hot(target) - softmax, in place: the gradient of the target's log-probability for the logits."""
-    residual = log_prob.exp_().neg_()
-    return residual.scatter_add_(1, target, torch.ones_like(target, dtype=residual.dtype))
+def _wide(hidden: Tensor) -> torch.dtype:
+    return torch.promote_types(hidden.dtype, torch.float32)

@@ -42,7 +42,7 @@ def validation_data(
             seed=seed,
             streaming=data.streaming,
         )
-    cache = None if data.cache_dir is None else Path(data.cache_dir)
+    cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
     layout = choose_layout(data.layout, source or data.source)
     return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass
 
 import pyro
@@ -44,7 +45,7 @@ class LatentSite:
 def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
     """The prior's continuous latent sites in the order in which it samples them.
 
-    Discrete sites are left out, being summed by enumeration. The global random stream is left as it was.
+    Discrete sites marked for enumeration are left out. The global random stream is left as it was.
 
     Raises:
         LTMError: a site stands outside the plate of sequences, or the prior samples nothing.
@@ -71,11 +72,16 @@ def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
                 f"({_PROBE},): sample it inside the plate of sequences, every other dimension declared with .to_event()"
             )
         if fn.support.is_discrete:
+            if not site["infer"].get("enumerate"):
+                raise LTMError(
+                    f"latent site {name!r} is discrete, and a local guide is continuous: sum it out in the prior, as "
+                    'MixturePrior does, or mark it infer={"enumerate": "parallel"} and pass an ELBO that enumerates'
+                )
             continue
-        real = _is_real(fn.support)
-        value = site["value"]
-        preimage = value if real else biject_to(fn.support).inv(value)
-        sites.append(LatentSite(name, value.shape[1:], preimage.shape[1:], None if real else fn.support))
+        value = site["value"][0]
+        support = None if _is_real(fn.support) else _of_one_sequence(name, fn.support)
+        preimage = value if support is None else biject_to(support).inv(value)
+        sites.append(LatentSite(name, value.shape, preimage.shape, support))
     if not sites:
         raise LTMError(f"{type(model.prior).__name__} samples no continuous latent site, so there is nothing to infer")
     return sites
@@ -96,3 +102,26 @@ def _is_real(support: constraints.Constraint) -> bool:
     while hasattr(support, "base_constraint"):  # of Independent and of mixtures
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector
+
+
+def _of_one_sequence(name: str, support: constraints.Constraint) -> constraints.Constraint:
+    """The support without the traced batch: its bounds are the same for every sequence, or there is no such thing."""
+    if isinstance(support, constraints.independent):
+        base = _of_one_sequence(name, support.base_constraint)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    bounds = [b for b in ("lower_bound", "upper_bound") if isinstance(getattr(support, b, None), torch.Tensor)]
+    if not bounds:
+        return support
+    support = copy(support)
+    for bound in bounds:
+        value = getattr(support, bound)
+        if value.dim() and not torch.equal(value, value[:1].expand_as(value)):
+            raise LTMError(
+                f"latent site {name!r} has bounds that differ between sequences, so that no guide can be made from a "
+                "trace: sample it with fixed bounds and move or scale the value"
+            )
+        value = value[0] if value.dim() else value
+        # A number serves on every device.
+        constant = bool((value == value.flatten()[0]).all())
+        setattr(support, bound, float(value.flatten()[0]) if constant else value)
+    return support

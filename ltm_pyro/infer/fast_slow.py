@@ -37,7 +37,8 @@ class StepInfo:
         terms: (B,) ELBO terms at the final q, before the slow update; None where the ELBO does not give them apart.
         num_scored: (B,) scored tokens.
         gradient_norm: scalar, norm of the slow gradient before clipping.
-        posterior: the batch's posteriors, under the weights before the update.
+        posteriors: those of the micro-batches; they were fitted under the weights before the update, and score under
+            the model's present ones.
     """
 
     loss: Float[Tensor, ""]
@@ -140,7 +141,8 @@ class FastSlowSVI:
         total = batch.num_scored.sum().clamp(min=1)
         losses, terms, posteriors = [], [], []
         for start in range(0, len(batch), size):
-            part = batch[slice(start, start + size)]
+            # The whole batch keeps its index of scored tokens, which a part has to make anew.
+            part = batch if size >= len(batch) else batch[slice(start, start + size)]
             loss, part_terms, posterior = self._accumulate(part, seed, lr, weights, total)
             losses.append(loss)
             terms.append(part_terms)

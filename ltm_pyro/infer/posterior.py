@@ -116,6 +116,7 @@ class Posterior:
         tensors: dict[str, Tensor] = {f"local.{name}": value for name, value in self.local.items()}
         tensors |= {f"batch.{name}": value for name, value in batch.items()}
         about = {"format": _FORMAT, "guide": type(self.guide).__name__, "seed": self.seed, "steps": self.steps_taken}
+        about["autocast"] = None if self.autocast is None else str(self.autocast).removeprefix("torch.")
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(tensors, str(path), metadata={"ltm_pyro": json.dumps(about)})
 
@@ -140,11 +141,12 @@ class Posterior:
             raise LTMError(f"{path} holds no posterior of this version: give a file that Posterior.save wrote")
         if about["guide"] != type(guide).__name__:
             raise LTMError(f"{path} was fitted with {about['guide']}, not {type(guide).__name__}: pass that guide")
+        autocast = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(about.get("autocast")))
         parts: dict[str, dict[str, Tensor]] = {"local": {}, "batch": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = value
-        return cls(model, guide, TokenBatch(**parts["batch"]), parts["local"], about["seed"], about["steps"])
+        return cls(model, guide, TokenBatch(**parts["batch"]), parts["local"], about["seed"], about["steps"], autocast)
 
     def _guide(self) -> None:
         self.guide(self.batch, self.local)
@@ -161,8 +163,14 @@ class Posterior:
             return thoughts
 
         program = prior if particles is None else _particles(particles, prior)
-        thoughts: Tensor = poutine.replay(program, trace=guide_trace)()
-        return thoughts
+        trace = poutine.trace(poutine.replay(program, trace=guide_trace)).get_trace()
+        for name in _latent_names(trace):
+            if name not in guide_trace:
+                raise LTMError(
+                    f"the guide has no posterior of the latent site {name!r}, so there are no thoughts to draw: sum "
+                    "the site out in the prior, as MixturePrior does"
+                )
+        return cast(Tensor, trace.nodes["_RETURN"]["value"])
 
 
 class _at_location(Messenger):

@@ -39,6 +39,7 @@ class HierarchicalPrior(Prior):
     """
 
     zeros: Tensor
+    one: Tensor
 
     def __init__(self, shape: tuple[int, int, int], *, topics: int = 16, centred: bool = True):
         super().__init__(shape)
@@ -50,16 +51,17 @@ class HierarchicalPrior(Prior):
         # Half of the variance of each entry comes from the topic at the start, so that each is N(0, 1) over documents.
         self.log_scale = nn.Parameter(torch.full(shape, 0.5).sqrt().log())
         self.register_buffer("zeros", torch.zeros(topics), persistent=False)
+        self.register_buffer("one", torch.ones(()), persistent=False)
 
     def forward(self, batch_size: int) -> Float[Tensor, "*particles batch layer slot hidden"]:
         """Samples the topic and the thoughts (…, B, L, n, H)."""
-        standard = dist.Normal(self.zeros, 1.0, validate_args=False)
+        standard = dist.Normal(self.zeros, self.one, validate_args=False)
         topic = pyro.sample("topic", standard.expand((batch_size, *self.zeros.shape)).to_event(1))
         mean = einsum(self.weight, topic, "l n h t, ... t -> ... l n h") + self.bias
         scale = self.log_scale.exp()
         if self.centred:
             z: Tensor = pyro.sample("z", dist.Normal(mean, scale, validate_args=False).to_event(3))
             return z
-        unit = dist.Normal(self.zeros.new_zeros(self.shape), 1.0, validate_args=False)
+        unit = dist.Normal(torch.zeros_like(scale), self.one, validate_args=False)
         noise: Tensor = pyro.sample("noise", unit.expand((batch_size, *self.shape)).to_event(3))
         return mean + scale * noise

@@ -17,6 +17,7 @@ from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import evaluate
 from ltm_pyro.infer.fast_slow import FastSlowSVI, StepInfo
+from ltm_pyro.noise import mix64
 from ltm_pyro.training.checkpoints import Checkpoint
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.run import RunDirectory, autocast_type, choose_device, fast_config, load_weights
@@ -65,7 +66,9 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.model = build_model(settings, data.tokenizer.vocab_size).to(self.device)
         self.guide = build_guide(settings, self.model).to(self.device)
-        self.optimizer = build_optimizer(nn.ModuleDict({"model": self.model, "guide": self.guide}), training)
+        modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
+        _refuse_shared_weights(modules)
+        self.optimizer = build_optimizer(modules, training)
         if settings.decoder.compile:
             self.model.decoder.compile()
         self.svi = FastSlowSVI(
@@ -123,11 +126,15 @@ class Trainer:
                 last = self.step == training.steps
                 if last or self.step % training.log_every == 0:
                     self._log(info)
+                paused = time.perf_counter()
                 if last or self.step % training.eval_every == 0:
                     self._validate()
                 if last or stop or self.step % training.checkpoint_every == 0:
                     self._require_finite(info)
                     self._save()
+                # The speed is that of training: what else was done does not count.
+                began, before = self._clock
+                self._clock = (began + time.perf_counter() - paused, before)
         return self.step >= training.steps
 
     def _take_step(self) -> StepInfo:
@@ -135,7 +142,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
         batch = self.data.train.batch(next(self.sampler)).to(self.device)
-        pyro.set_rng_seed(_step_seed(training.seed, self.step) % 2**32)
+        pyro.set_rng_seed(_global_seed(training.seed, self.step))
         info = self.svi.step(
             batch,
             micro_batch_size=training.micro_batch_size,
@@ -217,11 +224,16 @@ class Trainer:
 
 
 def build_optimizer(modules: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: norms and other vectors are left as they are."""
+    """AdamW with weight decay on matrices alone: the weights of linear maps and embeddings.
+
+    Norms, and the means and scales of learned priors, are left as they are.
+    """
+    maps = [m for m in modules.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    matrices = {m.weight for m in maps}
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in matrices], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p not in matrices], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.slow_lr, betas=(settings.beta1, settings.beta2))
 
@@ -229,6 +241,23 @@ def build_optimizer(modules: nn.Module, settings: TrainingSettings) -> torch.opt
 def _step_seed(seed: int, step: int) -> int:
     # Distinct for every pair below 2**32, and so are the streams that `SequenceGenerator` mixes from it.
     return (seed << 32) + step
+
+
+def _refuse_shared_weights(modules: nn.Module) -> None:
+    names: dict[Tensor, str] = {}
+    for name, parameter in modules.named_parameters(remove_duplicate=False):
+        if parameter in names:
+            raise LTMError(
+                f"the weight {names[parameter]} is also {name}, and a checkpoint keeps each weight once: a guide must "
+                "not hold its model as a module (keep it in a tuple), nor a prior tie its weights"
+            )
+        names[parameter] = name
+
+
+def _global_seed(seed: int, step: int) -> int:
+    """A seed below 2**32, which numpy asks for, that depends on both numbers."""
+    mixed = mix64(mix64(torch.tensor(seed)) + step)
+    return int(mixed) % 2**32
 
 
 def _moments(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
