@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+import torch
 from ltm_pyro.cli.main import cli, main
 
 import ltm_pyro
 from ltm_pyro.config import ComponentSettings, Settings
+from ltm_pyro.data.corpora import FABLES_DOCUMENTS
 from ltm_pyro.guides import GUIDES
 from ltm_pyro.presets import PRESETS, preset
 from ltm_pyro.priors import PRIORS
+from ltm_pyro.training import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -191,8 +194,46 @@ def test_table_of_settings_is_that_of_the_code():
 
 
 def test_table_of_presets_is_that_of_the_code():
-    found = {row[0].strip("`") for row in table_rows(COMMAND_LINE, "preset")}
-    assert found == set(PRESETS)
+    found = {row[0].strip("`"): row[1] for row in table_rows(COMMAND_LINE, "preset")}
+    assert found.keys() == PRESETS.keys()
+    tiny, small, large, paper = (preset(name) for name in ("tiny", "ltm-s", "ltm-l", "paper-ltm-s"))
+    for name, phrases in {
+        "tiny": (
+            f"{tiny.decoder.layers} layers of width {tiny.decoder.hidden}",
+            f"{tiny.decoder.num_thoughts} thoughts of width {tiny.decoder.thought_width}",
+            f"{tiny.training.steps} steps",
+        ),
+        "ltm-s": (
+            f"{small.decoder.layers} layers, N_z = {small.decoder.num_thoughts}, T_fast = {small.inference.fast_steps}",
+            f"sequences of {small.data.sequence_length}, batches of {small.training.batch_size}",
+            f"log σ² from {small.inference.init_log_var:g}",
+        ),
+        "ltm-m": (f"{preset('ltm-m').decoder.layers} layers",),
+        "ltm-l": (
+            f"{large.decoder.layers} layers, N_z = {large.decoder.num_thoughts}, T_fast = {large.inference.fast_steps}",
+        ),
+        "paper-ltm-s": (
+            f"{paper.data.layout} sequences of {paper.data.sequence_length}, batches of {paper.training.batch_size}",
+            f"log σ² from −{-paper.inference.init_log_var:g}, {paper.training.dtype}",
+        ),
+    }.items():
+        for phrase in phrases:
+            assert phrase in found[name], f"{name}: the code says {phrase}"
+
+
+def test_number_of_fables_is_that_of_the_code():
+    text = (ROOT / "docs" / "fables.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert (
+        f"({FABLES_DOCUMENTS['train']:,}; in the preset `tiny` {preset('tiny').data.documents:,})".replace(",", " ")
+        in text
+    )
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_weight_decay_spares_the_priors_as_their_pages_say(name: str):
+    modules = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False), PRIORS[name]((2, 1, 3))])
+    decayed = [group for group in build_optimizer(modules, Settings().training).param_groups if group["weight_decay"]]
+    assert [p.shape for group in decayed for p in group["params"]] == [(2, 2)]
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "eval", "info"])
