@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_runs import tiny_settings
 
-from ltm_pyro.components import build_guide, build_model, resolve
+from ltm_pyro.components import build_guide, build_model, check_components, resolve
+from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.priors import PRIORS, GaussianPrior, Prior
@@ -142,3 +143,17 @@ def test_weights_come_from_torchs_seed():
     same, other = first.decoder.embedding.weight, second.decoder.embedding.weight
     assert torch.equal(same, third.decoder.embedding.weight)
     assert not torch.equal(same, other)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("abc", "must be a whole number, got 'abc'"), ("2.5", "must be a whole number")]
+)
+def test_an_option_of_the_wrong_type_is_refused_before_anything_is_built(value: str, words: str):
+    settings = Settings().updated({"prior.name": "mixture", "prior.components": value})
+    with pytest.raises(LTMError, match=f"prior.components {words}"):
+        check_components(settings)
+
+
+def test_an_option_is_read_as_the_type_that_its_class_declares():
+    settings = Settings().updated({"prior.name": "mixture", "prior.components": "3", "prior.spread": "1"})
+    assert build_model(settings, 300).prior.logits.shape == (3,)

@@ -159,3 +159,9 @@ def test_cached_decoding_on_cuda_equals_that_on_cpu():
     on_cpu = decode(decoder, thoughts, inputs, lengths, 12, sampling=greedy).tokens
     arguments = (decoder.cuda(), thoughts.cuda(), inputs.cuda(), lengths.cuda(), 12)
     assert torch.equal(decode(*arguments, sampling=greedy).tokens.cpu(), on_cpu)
+
+
+def test_a_temperature_close_to_zero_takes_the_most_probable_token():
+    logits = torch.tensor([[1.0, 3.0, 2.0], [0.5, -1.0, -2.0]])
+    expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(Sampling(temperature=1e-39).probabilities(logits), expected)

@@ -137,3 +137,13 @@ def test_a_posterior_moved_from_cuda_draws_the_same(posterior):
     on_cuda = posterior.to("cuda").sample(2)
     assert on_cuda.is_cuda
     torch.testing.assert_close(on_cuda.cpu(), expected, atol=1e-5, rtol=1e-5)  # other logarithms and cosines
+
+
+def test_a_posterior_keeps_the_type_that_it_is_scored_in(tmp_path):
+    model, batch = tiny_model(), ragged_batch(4, 2)
+    svi = FastSlowSVI(model, LocalNormal(model), fast=FastConfig(steps=2), autocast=torch.bfloat16)
+    posterior = svi.infer(batch, seed=0)
+    posterior.save(tmp_path / "p.safetensors")
+    loaded = Posterior.load(tmp_path / "p.safetensors", model, svi.guide)
+    assert loaded.autocast is torch.bfloat16
+    assert torch.equal(loaded.terms.log_likelihood, posterior.terms.log_likelihood)
