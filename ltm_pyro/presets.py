@@ -23,11 +23,12 @@ _TINY: dict[str, Any] = {
     "decoder.window": 64,
     "inference.fast_steps": 4,
     "inference.init_log_var": 0.0,
-    "training.steps": 200,
+    "training.steps": 150,
     "training.batch_size": 8,
     "training.slow_lr": 4e-3,
     "training.slow_lr_final": 4e-4,
     "training.warmup_steps": 20,
+    "training.eval_every": 50,
     "training.eval_sequences": 32,
 }
 
