@@ -12,6 +12,7 @@ from ltm_pyro.decoder.sampling import Continuation, Sampling, decode
 from ltm_pyro.errors import LTMError
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
+from ltm_pyro.noise import draw_seed
 
 __all__ = ["generate"]
 
@@ -69,7 +70,7 @@ def generate(
     inputs = torch.tensor([[start, *prompt]] * num, dtype=torch.int64, device=device)
     lengths = torch.full((num,), inputs.shape[1], dtype=torch.int64, device=device)
     # Not the seed itself: the thoughts have been drawn from that stream.
-    generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+    generator = torch.Generator(device).manual_seed(draw_seed())
     with autocasting(device, svi.autocast):
         drawn = decode(
             decoder, thoughts, inputs, lengths, max_tokens, sampling=sampling, stop=stop, generator=generator

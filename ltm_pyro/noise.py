@@ -34,6 +34,11 @@ def mix64(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     return x ^ _logical_shift(x, 31)
 
 
+def draw_seed() -> int:
+    """A seed from torch's global stream, so that whoever seeds that stream seeds all else."""
+    return int(torch.randint(2**62, ()))
+
+
 def _wrap(x: int) -> int:
     """The signed 64-bit integer that is congruent to ``x``."""
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)

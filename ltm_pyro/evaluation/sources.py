@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltm_pyro.config import Settings
-from ltm_pyro.data import SequenceDataset, Tokenizer, open_corpus, shard_of, split_corpus
+from ltm_pyro.data import SequenceDataset, Tokenizer, build_evaluation_data, shard_of, split_corpus
 from ltm_pyro.data.build import choose_layout
 from ltm_pyro.data.fables import log_prob
 
@@ -22,28 +22,30 @@ def validation_data(
         LTMError: the source is unusable.
     """
     data, seed = settings.data, settings.training.seed
-    if source is None:
-        _, corpus = split_corpus(
-            data.source,
-            data.validation,
-            fraction=data.validation_fraction,
-            column=data.column,
-            text_unit=data.text_unit,
-            documents=data.documents,
-            seed=seed,
-            streaming=data.streaming,
-        )
-    else:
-        corpus = open_corpus(
+    layout = choose_layout(data.layout, source or data.source)
+    if source is not None:
+        return build_evaluation_data(
             source,
-            split="validation",
+            tokenizer,
+            sequence_length=data.sequence_length,
+            layout=layout,
             column=column or data.column,
             text_unit=data.text_unit,
             seed=seed,
             streaming=data.streaming,
+            cache_dir=data.cache_dir,
         )
+    _, corpus = split_corpus(
+        data.source,
+        data.validation,
+        fraction=data.validation_fraction,
+        column=data.column,
+        text_unit=data.text_unit,
+        documents=data.documents,
+        seed=seed,
+        streaming=data.streaming,
+    )
     cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
-    layout = choose_layout(data.layout, source or data.source)
     return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length)
 
 

@@ -13,15 +13,16 @@ from torch.distributions.transforms import ReshapeTransform, Transform
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides.base import Guide, LocalParams
-from ltm_pyro.guides.sites import LatentSite, latent_sites
+from ltm_pyro.guides.base import LocalParams
+from ltm_pyro.guides.local_normal import LocalNormal
+from ltm_pyro.guides.sites import LatentSite
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator
 
 __all__ = ["LocalLowRank"]
 
 
-class LocalLowRank(Guide):
+class LocalLowRank(LocalNormal):
     r"""A normal with a low-rank covariance per sequence and site, pushed through the bijection onto the site's support.
 
     .. math:: q(z \mid x_b) = T_\# N(\mu_b, F_b F_b^\top + \operatorname{diag} \sigma_b^2)
@@ -53,28 +54,20 @@ class LocalLowRank(Guide):
         init_mu_spread: float = 0.0,
         init_factor_spread: float = 0.01,
     ):
-        super().__init__()
+        super().__init__(
+            model,
+            init_log_var=init_log_var,
+            init_log_var_spread=init_log_var_spread,
+            init_mu_spread=init_mu_spread,
+        )
         if rank < 1:
             raise LTMError(f"a low-rank guide needs a rank of 1 or more, got {rank}: the guide local-normal has none")
-        self.sites = latent_sites(model)
         self.rank = rank
-        self.init_log_var = init_log_var
-        self.init_log_var_spread = init_log_var_spread
-        self.init_mu_spread = init_mu_spread
         self.init_factor_spread = init_factor_spread
 
-    def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:
-        """μ, log σ² and F of every site, drawn from ``generator``."""
-        if generator is None:
-            generator = SequenceGenerator(batch.keys, int(torch.randint(2**62, ())))
-        local = {}
-        for site in self.sites:
-            shape = tuple(site.unconstrained_shape)
-            factor = generator.normal((site.unconstrained_shape.numel(), self.rank))
-            local[f"{site.name}.mu"] = self.init_mu_spread * generator.normal(shape)
-            local[f"{site.name}.log_var"] = self.init_log_var + self.init_log_var_spread * generator.normal(shape)
-            local[f"{site.name}.factor"] = self.init_factor_spread * factor
-        return {name: value.requires_grad_() for name, value in local.items()}
+    def _start(self, site: LatentSite, generator: SequenceGenerator) -> LocalParams:
+        factor = self.init_factor_spread * generator.normal((site.unconstrained_shape.numel(), self.rank))
+        return super()._start(site, generator) | {f"{site.name}.factor": factor}
 
     def forward(self, batch: TokenBatch, local: LocalParams) -> None:
         """Samples every latent site of the prior under its own name."""

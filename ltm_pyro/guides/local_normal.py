@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
-import torch
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.guides.base import Guide, LocalParams
-from ltm_pyro.guides.sites import latent_sites
+from ltm_pyro.guides.sites import LatentSite, latent_sites
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.noise import SequenceGenerator
+from ltm_pyro.noise import SequenceGenerator, draw_seed
 
 __all__ = ["LocalNormal"]
 
@@ -47,15 +46,20 @@ class LocalNormal(Guide):
         self.init_mu_spread = init_mu_spread
 
     def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:
-        """μ and log σ² of every site; the draws of log σ² and μ come from ``generator``."""
+        """μ and log σ² of every site; all that is random comes from ``generator``."""
         if generator is None:
-            generator = SequenceGenerator(batch.keys, int(torch.randint(2**62, ())))
-        local = {}
+            generator = SequenceGenerator(batch.keys, draw_seed())
+        local: LocalParams = {}
         for site in self.sites:
-            shape = tuple(site.unconstrained_shape)
-            local[f"{site.name}.mu"] = self.init_mu_spread * generator.normal(shape)
-            local[f"{site.name}.log_var"] = self.init_log_var + self.init_log_var_spread * generator.normal(shape)
+            local |= self._start(site, generator)
         return {name: value.requires_grad_() for name, value in local.items()}
+
+    def _start(self, site: LatentSite, generator: SequenceGenerator) -> LocalParams:
+        """Starting values of one site's parameters."""
+        shape = tuple(site.unconstrained_shape)
+        mu = self.init_mu_spread * generator.normal(shape)
+        log_var = self.init_log_var + self.init_log_var_spread * generator.normal(shape)
+        return {f"{site.name}.mu": mu, f"{site.name}.log_var": log_var}
 
     def forward(self, batch: TokenBatch, local: LocalParams) -> None:
         """Samples every latent site of the prior under its own name."""

@@ -23,7 +23,7 @@ from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.posterior import Posterior, autocasting
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.noise import SequenceGenerator, sequence_noise
+from ltm_pyro.noise import SequenceGenerator, draw_seed, sequence_noise
 
 __all__ = ["FastSlowSVI", "StepInfo"]
 
@@ -104,7 +104,7 @@ class FastSlowSVI:
             seed: of the sequences' noise; None draws one from torch's global stream.
             lr: η_fast; None takes the configured one.
         """
-        seed = _draw_seed() if seed is None else seed
+        seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
         with _constant(self.model, self.guide):
             fit = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr)
@@ -134,7 +134,7 @@ class FastSlowSVI:
             raise LTMError(
                 "FastSlowSVI.step needs a slow optimiser: pass slow=torch.optim.AdamW(model.parameters(), …)"
             )
-        seed = _draw_seed() if seed is None else seed
+        seed = draw_seed() if seed is None else seed
         size = micro_batch_size or len(batch)
         weights = [p for group in self.slow.param_groups for p in group["params"] if p.requires_grad]
         self.slow.zero_grad(set_to_none=True)
@@ -247,10 +247,6 @@ class _Fit(NamedTuple):
     local: LocalParams
     steps_taken: int
     first_draw: int
-
-
-def _draw_seed() -> int:
-    return int(torch.randint(2**62, ()))
 
 
 @contextmanager
