@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Any, cast
 
 import pyro
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ltm_pyro.errors import LTMError
+from ltm_pyro.infer.density import is_enumerated, is_latent, site_log_prob, sum_out, trace_model
 
 __all__ = ["ELBOTerms", "SequenceELBO"]
 
@@ -53,8 +55,9 @@ class SequenceELBO(ELBO):
 
     .. math:: L_b = E_q[\log p_\beta(x_b \mid z_b)] - \mathrm{KL}(q(z_b \mid x_b) \,\|\, p(z_b))
 
-    The KL of a site is exact where torch knows it in closed form, and otherwise estimated at the draw. No value is ever
-    read back to the host, so nothing waits for the device.
+    The KL of a site is exact where torch knows it in closed form, and otherwise estimated at the draw. A discrete site
+    of the prior marked ``infer={"enumerate": "parallel"}`` is summed out exactly inside the logarithm; the guide does
+    not sample it. No value is ever read back to the host, so nothing waits for the device.
 
     Args:
         num_particles: draws of z per evaluation, vectorised in a plate at dim -2.
@@ -71,27 +74,31 @@ class SequenceELBO(ELBO):
         """
         model, guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        latent = {n: site for n, site in model_trace.nodes.items() if is_latent(site)}
+        enumerated = [site_log_prob(site) for site in latent.values() if is_enumerated(site)]
+        guided = {n: _guided(n, guide_trace) for n, site in latent.items() if not is_enumerated(site)}
         # A closed-form KL averages over its own site alone, so it needs the guide's later sites to be the model's too.
-        latent = [n for n, site in model_trace.nodes.items() if _is_latent(site)]
-        same_order = latent == [n for n, site in guide_trace.nodes.items() if _is_latent(site)]
+        same_order = list(guided) == [n for n, site in guide_trace.nodes.items() if is_latent(site)]
         log_likelihood: Tensor | float = 0.0
         kl: Tensor | float = 0.0
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample" or site_is_subsample(site):
-                continue
-            if site["is_observed"]:
-                log_prob = site["fn"].log_prob(site["value"])
-                log_likelihood = log_likelihood + self._per_sequence(log_prob, site)
-                continue
-            guided = guide_trace.nodes.get(name)
-            if guided is None:
-                raise LTMError(f"the guide does not sample the latent site {name!r}: every site of the prior needs one")
-            if not guided["fn"].has_rsample:
-                raise LTMError(
-                    f"the guide samples {name!r} from {type(guided['fn']).__name__}, which has no reparameterised "
-                    "draw: use a continuous distribution, or pass a pyro.infer ELBO that enumerates the site"
-                )
-            kl = kl + self._per_sequence(_site_kl(guided, site, exact=same_order), site)
+        for name, q in guided.items():
+            if len(latent[name]["fn"].batch_shape) > 2:  # its prior depends on an enumerated site
+                enumerated.append(site_log_prob(latent[name]))
+                kl = kl + self._per_sequence(site_log_prob(q))
+            else:
+                kl = kl + self._per_sequence(_site_kl(q, latent[name], exact=same_order))
+        observed = [s for s in model_trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
+        dependent = []
+        for log_prob in map(site_log_prob, filterfalse(site_is_subsample, observed)):
+            if log_prob.dim() > 2:
+                dependent.append(log_prob)
+            else:
+                log_likelihood = log_likelihood + self._per_sequence(log_prob)
+        if enumerated:
+            log_prior = sum_out(enumerated)
+            kl = kl - self._per_sequence(log_prior)
+            if dependent:
+                log_likelihood = log_likelihood + self._per_sequence(sum_out([*enumerated, *dependent]) - log_prior)
         return ELBOTerms(_as_tensor(log_likelihood), _as_tensor(kl))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -111,35 +118,40 @@ class SequenceELBO(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return model_trace, guide_trace
+        return trace_model(model, guide_trace, *args, **kwargs), guide_trace
 
     def _vectorized_num_particles(self, fn: Any) -> Any:
         if self.num_particles == 1:
             return fn
         return pyro.plate("particles", self.num_particles, dim=-2)(fn)
 
-    def _per_sequence(self, value: Tensor, site: Any) -> Tensor:
-        value = cast(Tensor, scale_and_mask(value, scale=site["scale"], mask=site["mask"]))
-        if value.dim() == 1:
-            return value
-        total: Tensor = value.sum(dim=tuple(range(value.dim() - 1))) / self.num_particles
-        return total
+    def _per_sequence(self, value: Tensor) -> Tensor:
+        return value.mean(dim=tuple(range(value.dim() - 1))) if value.dim() > 1 else value
 
 
-def _is_latent(site: Any) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+def _guided(name: str, guide_trace: Any) -> Any:
+    """The guide's site of that name."""
+    site = guide_trace.nodes.get(name)
+    if site is None:
+        raise LTMError(f"the guide does not sample the latent site {name!r}: every site of the prior needs one")
+    if not site["fn"].has_rsample:
+        raise LTMError(
+            f"the guide samples {name!r} from {type(site['fn']).__name__}, which has no reparameterised "
+            "draw: use a continuous distribution, or pass a pyro.infer ELBO that enumerates the site"
+        )
+    return site
 
 
-def _site_kl(guided: Any, site: Any, *, exact: bool) -> Tensor:
+def _site_kl(q: Any, p: Any, *, exact: bool) -> Tensor:
     if exact:
         try:
-            return kl_divergence(guided["fn"], site["fn"])
+            kl = kl_divergence(q["fn"], p["fn"])
         except NotImplementedError:
             pass
-    value = guided["value"]
-    difference: Tensor = guided["fn"].log_prob(value) - site["fn"].log_prob(value)
-    return difference
+        else:
+            return cast(Tensor, scale_and_mask(kl, scale=p["scale"], mask=p["mask"]))
+    log_ratio = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
+    return cast(Tensor, scale_and_mask(log_ratio, scale=p["scale"], mask=p["mask"]))
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:
