@@ -21,6 +21,7 @@ __all__ = [
     "enumerated_posterior",
     "is_enumerated",
     "is_latent",
+    "joint_of_values",
     "log_joint",
     "site_log_prob",
     "sum_out",
@@ -41,7 +42,7 @@ class LogJoint(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, "*particles batch"]:
-        """log p(x, z)."""
+        """Log p(x, z)."""
         return self.likelihood + self.prior
 
 
@@ -69,14 +70,15 @@ def site_log_prob(site: Any) -> Float[Tensor, "*shape batch"]:
 
 
 def sum_out(log_probs: Iterable[Tensor]) -> Float[Tensor, "*particles batch"]:
-    """log Σ_k exp Σ_i log_probs_i(k), over every enumerated value k."""
+    """Log Σ_k exp Σ_i log_probs_i(k), over every enumerated value k."""
     total = reduce(torch.add, log_probs)
     return total.flatten(0, -1 - _PLATES).logsumexp(0) if total.dim() > _PLATES else total
 
 
 def log_joint(trace: Any) -> LogJoint:
     """The two parts of log p(x, z) of a trace that `trace_model` made, at its values."""
-    data, prior = [], []
+    data: list[Tensor] = []
+    prior: list[Tensor] = []
     for site in trace.nodes.values():
         if site["type"] == "sample" and not site_is_subsample(site):
             (data if site["is_observed"] else prior).append(site_log_prob(site))
@@ -86,14 +88,21 @@ def log_joint(trace: Any) -> LogJoint:
     return LogJoint(sum_out([*prior, *data]) - log_prior, log_prior)
 
 
+def joint_of_values(trace: Any) -> Float[Tensor, "*value particles batch"]:
+    """Log p(x, z, k) for every value k of the enumerated sites, whose dimensions stand to the left."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
+    return reduce(torch.add, map(site_log_prob, sites))
+
+
 def enumerated_posterior(trace: Any) -> dict[str, Float[Tensor, "value *particles batch"]]:
     """p(k | z, x) of every enumerated site by name, at a trace's values of all others; the first dimension is k."""
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
-    total = reduce(torch.add, [site_log_prob(site) for site in sites])
-    dims = {site["name"]: site["infer"]["_enumerate_dim"] for site in sites if is_enumerated(site)}
+    total = joint_of_values(trace)
+    dims = {
+        n: site["infer"]["_enumerate_dim"] for n, site in trace.nodes.items() if is_latent(site) and is_enumerated(site)
+    }
     marginals = {}
     for name, dim in dims.items():
         others = [d for d in range(-total.dim(), -_PLATES) if d != dim]
         own = total.logsumexp(others, keepdim=True) if others else total
-        marginals[name] = own.softmax(dim).movedim(dim, 0).flatten(1, -1 - _PLATES)[:, 0]
+        marginals[name] = own.softmax(dim).movedim(dim, 0).reshape(-1, *own.shape[-_PLATES:])
     return marginals

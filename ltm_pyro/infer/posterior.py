@@ -21,6 +21,7 @@ from torch import Tensor
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.infer.density import enumerated_posterior, is_enumerated, is_latent, joint_of_values, trace_model
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import Purpose, SequenceGenerator, sequence_noise
@@ -62,11 +63,15 @@ class Posterior:
     def mean(self) -> Float[Tensor, "batch layer slot width"]:
         """Thoughts (B, L, n, H) with every latent site at its mean, or at its median where the support is constrained.
 
-        This is the posterior mean of the thoughts wherever the prior's thoughts are linear in its sites.
+        This is the posterior mean of the thoughts wherever the prior's thoughts are linear in its sites. Thoughts that
+        depend on an enumerated site directly are averaged over its values.
         """
         with torch.no_grad(), _at_location():
             trace = poutine.trace(self._guide).get_trace()
-            return self._thoughts(trace)
+            thoughts, weights = self._thoughts_of(trace, None)
+        if weights is None:
+            return thoughts
+        return (thoughts * weights[..., None, None, None]).sum(0)[0]
 
     def sites(self, num: int = 1) -> dict[str, Tensor]:
         """``num`` draws of every latent site by name, each (num, B, …)."""
@@ -76,9 +81,26 @@ class Posterior:
 
     def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
         """``num`` draws of the thoughts z ~ q(z | x)."""
+        generator = SequenceGenerator(self.batch.keys, self.seed, "sample")
+        with torch.no_grad(), sequence_noise(generator):
+            trace = poutine.trace(_particles(num, self._guide)).get_trace()
+            thoughts, weights = self._thoughts_of(trace, num)
+        if weights is None:
+            return thoughts
+        uniform = torch.special.ndtr(generator.normal((), particles=(num,)))
+        chosen = (weights.cumsum(0) < uniform).sum(0).clamp(max=len(weights) - 1)
+        drawn = thoughts.take_along_dim(chosen[None, ..., None, None, None], dim=0)
+        return drawn[0]
+
+    def discrete(self, num: int = 1) -> dict[str, Float[Tensor, "batch value"]]:
+        r"""Probabilities (B, K) of the values of every enumerated site by name, averaged over ``num`` draws of z.
+
+        .. math:: E_{q(z \mid x)}[p(k \mid z, x)]
+        """
         with self._drawing("sample"):
             trace = poutine.trace(_particles(num, self._guide)).get_trace()
-            return self._thoughts(trace, num)
+            joint = trace_model(_particles(num, partial(self.model, self.batch)), trace)
+            return {name: value.mean(1).T for name, value in enumerated_posterior(joint).items()}
 
     @cached_property
     def terms(self) -> ELBOTerms:
@@ -156,21 +178,26 @@ class Posterior:
         with torch.no_grad(), sequence_noise(SequenceGenerator(self.batch.keys, self.seed, purpose)):
             yield
 
-    def _thoughts(self, guide_trace: Any, particles: int | None = None) -> Tensor:
-        def prior() -> Tensor:
-            with pyro.plate("sequences", len(self.batch), dim=-1):
-                thoughts: Tensor = self.model.prior(len(self.batch))
-            return thoughts
-
-        program = prior if particles is None else _particles(particles, prior)
-        trace = poutine.trace(poutine.replay(program, trace=guide_trace)).get_trace()
+    def _thoughts_of(self, guide_trace: Any, num: int | None) -> tuple[Tensor, Tensor | None]:
+        """Thoughts at a guide's values; where they depend on enumerated sites, of every value, and p(k | z, x) (K, S, B)."""
+        trace = trace_model(_particles(num, self._prior), guide_trace)
         for name in _latent_names(trace):
-            if name not in guide_trace:
+            if name not in guide_trace and not is_enumerated(trace.nodes[name]):
                 raise LTMError(
                     f"the guide has no posterior of the latent site {name!r}, so there are no thoughts to draw: sum "
                     "the site out in the prior, as MixturePrior does"
                 )
-        return cast(Tensor, trace.nodes["_RETURN"]["value"])
+        thoughts = cast(Tensor, trace.nodes["_RETURN"]["value"])
+        if thoughts.dim() <= 5:
+            return thoughts, None
+        log_weights = joint_of_values(trace_model(_particles(num, partial(self.model, self.batch)), guide_trace))
+        shape = (*log_weights.shape, *thoughts.shape[-3:])
+        return thoughts.expand(shape).flatten(0, -6), log_weights.flatten(0, -3).softmax(0)
+
+    def _prior(self) -> Tensor:
+        with pyro.plate("sequences", len(self.batch), dim=-1):
+            thoughts: Tensor = self.model.prior(len(self.batch))
+        return thoughts
 
 
 class _at_location(Messenger):
@@ -191,13 +218,15 @@ def _location(fn: Any) -> Tensor:
     return mean
 
 
-def _particles(num: int, program: Callable[[], Any]) -> Callable[[], Any]:
+def _particles(num: int | None, program: Callable[[], Any]) -> Callable[[], Any]:
+    if num is None:
+        return program
     wrapped: Callable[[], Any] = pyro.plate("particles", num, dim=-2)(program)
     return wrapped
 
 
 def _latent_names(trace: Any) -> list[str]:
-    return [n for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)]
+    return [name for name, site in trace.nodes.items() if is_latent(site)]
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

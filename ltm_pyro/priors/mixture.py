@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -17,15 +19,19 @@ __all__ = ["MixturePrior"]
 class MixturePrior(Prior):
     r"""A document is of one of K kinds, each with a normal of its own; the kind is summed out exactly.
 
-    .. math:: p(z) = \sum_{k=1}^K \pi_k N(z; m_k, \operatorname{diag} s_k^2)
+    .. math:: k \sim \operatorname{Cat}(\pi), \quad z \mid k \sim N(m_k, \operatorname{diag} s_k^2), \qquad
+        p(z) = \sum_{k=1}^K \pi_k N(z; m_k, \operatorname{diag} s_k^2)
 
-    Latent sites: ``z`` with event shape (L, n, H). Slow parameters: ``logits`` (K,), ``mu`` (K, L, n, H), ``log_scale``
-    (K, L, n, H). `responsibilities` reads the kind of given thoughts.
+    Latent sites: ``z`` with event shape (L, n, H), and, where ``enumerated`` is True, ``kind`` above it, whose values
+    are all run through at once. Slow parameters: ``logits`` (K,), ``mu`` (K, L, n, H), ``log_scale`` (K, L, n, H).
+    `responsibilities` reads the kind of given thoughts.
 
     Args:
         shape: (L, n, H) of the thoughts.
         components: K.
         spread: standard deviation of the starts of the components' means around 0.
+        enumerated: whether the kind is a site of its own, so that ``Posterior.discrete()["kind"]`` is a document's
+            label. The density, the parameters and the bound are the same either way.
 
     Raises:
         LTMError: ``components`` is below 1.
@@ -34,19 +40,27 @@ class MixturePrior(Prior):
     Autoencoders.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, components: int = 8, spread: float = 0.1):
+    def __init__(
+        self, shape: tuple[int, int, int], *, components: int = 8, spread: float = 0.1, enumerated: bool = False
+    ):
         super().__init__(shape)
         if components < 1:
             raise LTMError(f"a mixture prior needs 1 component or more, got components = {components}")
+        self.enumerated = enumerated
         self.logits = nn.Parameter(torch.zeros(components))
         self.mu = nn.Parameter(spread * torch.randn(components, *shape))
         self.log_scale = nn.Parameter(torch.zeros(components, *shape))
 
     def forward(self, batch_size: int) -> Float[Tensor, "*particles batch layer slot hidden"]:
-        """Samples ``z`` (…, B, L, n, H)."""
+        """Samples ``z`` (…, B, L, n, H), below ``kind`` (…, B) where that is a site."""
         kinds = dist.Categorical(logits=self.logits, validate_args=False)
-        mixture = dist.MixtureSameFamily(kinds, self._components(), validate_args=False)
-        z: Tensor = pyro.sample("z", mixture.expand((batch_size,)))
+        density: Any
+        if self.enumerated:
+            kind = pyro.sample("kind", kinds.expand((batch_size,)), infer={"enumerate": "parallel"})
+            density = dist.Normal(self.mu[kind], self.log_scale[kind].exp(), validate_args=False).to_event(3)
+        else:
+            density = dist.MixtureSameFamily(kinds, self._components(), validate_args=False).expand((batch_size,))
+        z: Tensor = pyro.sample("z", density)
         return z
 
     def responsibilities(
