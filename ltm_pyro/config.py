@@ -126,6 +126,9 @@ class InferenceSettings:
         init_log_var_spread: standard deviation of the starts of log σ².
         init_mu_spread: standard deviation of the starts of μ.
         tolerance: early stop of a sequence's fast loop, in nats per token; None takes every step.
+        kl_warmup_steps: slow steps over which the KL's weight in training rises linearly from 0 to 1.
+        free_bits: nats of each sequence's KL that training does not charge for.
+        warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.
     """
 
     fast_steps: int = 16
@@ -138,13 +141,16 @@ class InferenceSettings:
     init_log_var_spread: float = 0.1
     init_mu_spread: float = 0.0
     tolerance: float | None = None
+    kl_warmup_steps: int = 0
+    free_bits: float = 0.0
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         at_least("inference.fast_steps", self.fast_steps, 0)
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
-        for name in ("init_log_var_spread", "init_mu_spread"):
+        for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
         if self.tolerance is not None:
             above("inference.tolerance", self.tolerance, 0)

@@ -179,7 +179,7 @@ class Posterior:
             yield
 
     def _thoughts_of(self, guide_trace: Any, num: int | None) -> tuple[Tensor, Tensor | None]:
-        """Thoughts at a guide's values; where they depend on enumerated sites, of every value, and p(k | z, x) (K, S, B)."""
+        """Thoughts at a guide's values; where an enumerated k moves them, at every k, and p(k | z, x) (K, S, B)."""
         trace = trace_model(_particles(num, self._prior), guide_trace)
         for name in _latent_names(trace):
             if name not in guide_trace and not is_enumerated(trace.nodes[name]):
