@@ -95,8 +95,13 @@ class Trainer:
         """Goes back to the newest whole checkpoint, or to the start where there is none yet.
 
         Raises:
-            LTMError: every checkpoint is damaged, or they are of another model.
+            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes.
         """
+        if self.run.class_names != self.data.class_names:
+            raise LTMError(
+                f"the data have the classes {', '.join(self.data.class_names) or 'none'}, the run was started with "
+                f"{', '.join(self.run.class_names) or 'none'}; resume with the data that it was started with"
+            )
         if not self.store.paths():
             self.metrics.rewind(-1)
             return
