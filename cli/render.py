@@ -120,6 +120,7 @@ def draw_samples(
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     fast_steps: int | None = None,
+    label: str | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out."""
@@ -135,6 +136,7 @@ def draw_samples(
         stop=run.tokenizer.end_of_text,
         fast_steps=fast_steps,
         fast_lr=run.fast_lr,
+        label=None if label is None else run.class_index(label),
         seed=seed,
     )
     return [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]

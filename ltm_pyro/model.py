@@ -73,6 +73,15 @@ class LatentThoughtModel(nn.Module):
         """The likelihood's work that does not depend on the thoughts, done once per fast loop."""
         return self.decoder.stem(batch.inputs)
 
+    def require_labels(self) -> None:
+        """Nothing, where the prior takes labels.
+
+        Raises:
+            LTMError: it does not.
+        """
+        if not self.prior.takes_labels:
+            raise LTMError(f"{type(self.prior).__name__} has no classes: leave the label out")
+
     @torch.no_grad()
     def sample_prior(
         self, num: int, labels: Int[Tensor, " num"] | None = None
@@ -86,8 +95,8 @@ class LatentThoughtModel(nn.Module):
         Raises:
             LTMError: labels for a prior that has no classes.
         """
-        if labels is not None and not self.prior.takes_labels:
-            raise LTMError(f"{type(self.prior).__name__} has no classes to draw from: leave the label out")
+        if labels is not None:
+            self.require_labels()
         prior = self.prior if labels is None else partial(self.prior, labels=labels)
         with pyro.plate("sequences", num, dim=-1):
             thoughts: Tensor = prior(num)

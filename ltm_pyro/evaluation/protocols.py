@@ -99,7 +99,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Report:
-    """Fits each sequence's posterior and scores it on noise drawn afterwards.
+    """Fits each sequence's posterior and scores it on noise drawn afterwards; labels stay unseen.
 
     Args:
         svi: the model, its guide and the settings of the fast loop.
@@ -133,7 +133,7 @@ def evaluate(
 
 def _batches(data: SequenceDataset, indices: Sequence[int], size: int) -> Iterator[TokenBatch]:
     for start in range(0, len(indices), size):
-        yield data.batch(indices[start : start + size])
+        yield data.batch(indices[start : start + size]).unlabelled()
 
 
 def _ratio(values: Float[Tensor, " sequence"], counts: Int[Tensor, " sequence"]) -> tuple[float, float]:

@@ -135,6 +135,8 @@ class Posterior:
         batch = {"tokens": self.batch.tokens, "lengths": self.batch.lengths, "start": self.batch.start}
         if self.batch.scored is not None:
             batch["scored"] = self.batch.scored
+        if self.batch.labels is not None:
+            batch["labels"] = self.batch.labels
         tensors: dict[str, Tensor] = {f"local.{name}": value for name, value in self.local.items()}
         tensors |= {f"batch.{name}": value for name, value in batch.items()}
         about = {"format": _FORMAT, "guide": type(self.guide).__name__, "seed": self.seed, "steps": self.steps_taken}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -38,6 +39,13 @@ class Prior(nn.Module, ABC):
         A prior that cannot run before it knows its guide overrides this one.
         """
         self(batch_size)
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Told the names of the data's classes, none where they have no labels, before training.
+
+        Raises:
+            LTMError: the prior's own classes do not fit them.
+        """
 
     def pair(self, guide: nn.Module) -> None:
         """Told of a guide that has an encoder when that is made; most priors need to know nothing of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 import pyro
@@ -34,7 +35,7 @@ class SupervisedPrior(Prior):
         spread: standard deviation of the starts of the classes' means around 0.
 
     Raises:
-        LTMError: ``classes`` is below 1, or a label is K or more.
+        LTMError: ``classes`` is below 1.
 
     References: Kingma et al. (2014), Semi-Supervised Learning with Deep Generative Models.
     """
@@ -48,6 +49,14 @@ class SupervisedPrior(Prior):
         self.logits = nn.Parameter(torch.zeros(classes))
         self.mu = nn.Parameter(spread * torch.randn(classes, *shape))
         self.log_scale = nn.Parameter(torch.zeros(classes, *shape))
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Every class of the data needs one of the prior's; the prior may have more."""
+        if len(class_names) > len(self.logits):
+            raise LTMError(
+                f"the data have {len(class_names)} classes ({', '.join(class_names)}), the supervised prior "
+                f"{len(self.logits)}: set prior.classes={len(class_names)}"
+            )
 
     def forward(
         self, batch_size: int, labels: Int[Tensor, " batch"] | None = None

@@ -67,6 +67,7 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.model = build_model(settings, data.tokenizer.vocab_size).to(self.device)
         self.guide = build_guide(settings, self.model).to(self.device)
+        self.model.prior.check_classes(data.class_names)
         modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
         _refuse_shared_weights(modules)
         self.optimizer = build_optimizer(modules, training)
@@ -98,8 +99,13 @@ class Trainer:
         """Goes back to the newest whole checkpoint, or to the start where there is none yet.
 
         Raises:
-            LTMError: every checkpoint is damaged, or they are of another model.
+            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes.
         """
+        if self.run.class_names != self.data.class_names:
+            raise LTMError(
+                f"the data have the classes {', '.join(self.data.class_names) or 'none'}, the run was started with "
+                f"{', '.join(self.run.class_names) or 'none'}; resume with the data that it was started with"
+            )
         starts = self.svi.starts
         if not self.store.paths():
             self.metrics.rewind(-1)
