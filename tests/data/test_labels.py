@@ -124,7 +124,7 @@ def test_text_files_have_no_classes(tmp_path: Path) -> None:
 def test_a_fables_class_is_the_value_of_a_plan_variable() -> None:
     for side in split_corpus("fables", documents=20, fraction=0.2, label_column="kind"):
         assert labels(side) == [plan_of(d.text)["kind"] for d in side.documents()]
-    with pytest.raises(LTMError, match="label_column='knid': the fables have no plan variable .*did you mean 'kind'"):
+    with pytest.raises(LTMError, match=r"label_column='knid': the fables have no plan variable .*did you mean 'kind'"):
         open_corpus("fables", label_column="knid")
 
 
