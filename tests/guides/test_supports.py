@@ -83,5 +83,5 @@ def test_bounds_that_differ_between_sequences_are_refused(guide):
 
 @pytest.mark.parametrize("guide", GUIDES.values())
 def test_a_discrete_site_is_refused_with_the_mend(guide):
-    with pytest.raises(LTMError, match=r"'kind' is discrete, .* sum it out in the prior"):
+    with pytest.raises(LTMError, match=r"'kind' is discrete, .* summed out exactly, or sum it out in the prior itself"):
         guide(model_of(KindPrior))
