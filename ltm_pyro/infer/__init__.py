@@ -8,6 +8,7 @@ from ltm_pyro.infer.importance import ImportanceWeights, importance_weights
 from ltm_pyro.infer.langevin import langevin
 from ltm_pyro.infer.mcmc import mcmc
 from ltm_pyro.infer.posterior import Posterior
+from ltm_pyro.infer.warm_start import PosteriorTable
 
 __all__ = [
     "ChainSummary",
@@ -17,6 +18,7 @@ __all__ = [
     "FastSlowSVI",
     "ImportanceWeights",
     "Posterior",
+    "PosteriorTable",
     "SequenceELBO",
     "StepInfo",
     "importance_weights",

@@ -91,7 +91,7 @@ def importance_weights(posterior: Posterior, num: int, *, chunk_size: int = 64) 
     if num < 1 or chunk_size < 1:
         raise LTMError(f"importance weights need num and chunk_size of at least 1, got {num} and {chunk_size}")
     guide, model, batch = posterior.guide, posterior.model, posterior.batch
-    if not getattr(guide, "has_density", True):
+    if not guide.has_density:
         raise LTMError(
             f"{type(guide).__name__} draws without a density, so its draws have no weights: take another guide"
         )

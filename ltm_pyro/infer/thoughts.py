@@ -29,8 +29,7 @@ def draw_thoughts(
 
     def prior() -> Tensor:
         with pyro.plate("sequences", len(batch), dim=-1):
-            thoughts: Tensor = model.prior(len(batch))
-        return thoughts
+            return model.thoughts(batch)
 
     plate = pyro.plate("particles", particles, dim=-2)
     thoughts: Tensor = trace_model(plate(prior), trace_of(values)).nodes["_RETURN"]["value"]

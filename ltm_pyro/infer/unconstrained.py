@@ -110,7 +110,8 @@ class UnconstrainedJoint:
         """
         if init is None:
             # Not every distribution draws from a counter, so each sequence's prior is run alone on a seed of its own.
-            u = torch.cat([self._prior_draws(chains, seed) for seed in generator.seeds()], 1)
+            seeds = enumerate(generator.seeds())
+            u = torch.cat([self._prior_draws(chains, self.batch[[b]], seed) for b, seed in seeds], 1)
         elif torch.equal(init.batch.keys, self.batch.keys):
             u = self.unconstrain(init.sites(chains))
         else:
@@ -121,10 +122,10 @@ class UnconstrainedJoint:
             raise LTMError("a chain starts where log p(x, z) is not finite: pass a fitted posterior as init")
         return u
 
-    def _prior_draws(self, chains: int, seed: int) -> Float[Tensor, "chain 1 dim"]:
+    def _prior_draws(self, chains: int, one: TokenBatch, seed: int) -> Float[Tensor, "chain 1 dim"]:
         def prior() -> None:
             with pyro.plate("sequences", 1, dim=-1):
-                self.model.prior(1)
+                self.model.thoughts(one)
 
         with torch.no_grad(), fixed_global_stream(seed, self.batch.device):
             trace = poutine.trace(pyro.plate("particles", chains, dim=-2)(prior)).get_trace()

@@ -14,7 +14,7 @@ from linear_gaussian import LinearGaussianModel
 from tiny_models import ragged_batch, tiny_model
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import LocalLowRank, LocalNormal
+from ltm_pyro.guides import Amortized, LocalDelta, LocalFlow, LocalLowRank, LocalNormal, SemiAmortized
 from ltm_pyro.infer import FastConfig, FastSlowSVI, ImportanceWeights, Posterior, importance_weights
 
 
@@ -85,10 +85,10 @@ def test_a_positive_site_has_the_evidence_of_a_grid():
     assert (weights.standard_error < 0.05).all()
 
 
-@pytest.mark.parametrize("guide", [LocalNormal, LocalLowRank])
+@pytest.mark.parametrize("guide", [LocalNormal, LocalLowRank, LocalFlow, Amortized, SemiAmortized])
 def test_weights_depend_neither_on_the_batch_nor_on_how_they_are_cut(guide):
     model, batch = tiny_model(), ragged_batch(6, 3, 5)
-    svi = FastSlowSVI(model, guide(model, init_log_var=-2.0), fast=FastConfig(steps=4))
+    svi = FastSlowSVI(model, guide(model), fast=FastConfig(steps=4))
     together = importance_weights(svi.infer(batch, seed=1), 9)
     alone = importance_weights(svi.infer(batch[[1]], seed=1), 9, chunk_size=2)
     torch.testing.assert_close(together.log_weights[:, 1:2], alone.log_weights, atol=1e-3, rtol=1e-4)
@@ -103,10 +103,6 @@ def test_the_mean_log_weight_is_the_elbo():
     assert ((weights.mean(0) - posterior.elbo_terms(2000).elbo).abs() < 6 * error).all()
 
 
-class Implicit(LocalNormal):
-    has_density = False
-
-
 class Auxiliary(LocalNormal):
     def forward(self, batch, local):
         super().forward(batch, local)
@@ -115,7 +111,7 @@ class Auxiliary(LocalNormal):
 
 
 @pytest.mark.parametrize(("guide", "message"), [
-    (Implicit, "Implicit draws without a density"),
+    (LocalDelta, "LocalDelta draws without a density"),
     (Auxiliary, r"the guide samples \['extra', 'z'\] and the prior \['z'\]"),
 ])  # fmt: skip
 def test_a_guide_without_the_density_of_every_site_is_refused(guide, message):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from chain_checks import assert_moments, gamma_model, gamma_posterior
+from dense_normals import dense_normals
 from linear_gaussian import LinearGaussianModel
 from tiny_models import ragged_batch, tiny_model
 from torch.distributions import MultivariateNormal
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import LocalNormal
-from ltm_pyro.infer import FastConfig, FastSlowSVI, langevin
-from ltm_pyro.priors import MixturePrior
+from ltm_pyro.guides import Amortized, LocalNormal
+from ltm_pyro.infer import FastConfig, FastSlowSVI, importance_weights, langevin
+from ltm_pyro.priors import PRIORS, MixturePrior, SupervisedPrior
 
 
 def test_adjusted_chains_have_the_exact_means_and_variances():
@@ -108,17 +111,39 @@ def test_thoughts_below_an_enumerated_site_have_the_exact_mixture_posterior():
     chains = langevin(model, batch, draws=400, warmup=150, chains=16, seed=1)
 
     w, y = model.matrix.detach(), model.table[batch.tokens].flatten(-2)
-    scores, means, covariances = [], [], []
-    for m, s in zip(prior.mu.detach().flatten(1), prior.log_scale.detach().exp().flatten(1), strict=True):
-        evidence = MultivariateNormal(w @ m, w @ torch.diag(s**2) @ w.T + model.scale**2 * torch.eye(8))
-        scores.append(evidence.log_prob(y))
-        covariances.append(torch.linalg.inv(torch.diag(s**-2) + w.T @ w / model.scale**2))
-        means.append((y @ w / model.scale**2 + m / s**2) @ covariances[-1])
-    weights = (prior.logits.detach().log_softmax(0)[:, None] + torch.stack(scores)).softmax(0)[..., None]
+    log_weights, means, covariances = (part.detach() for part in dense_normals(prior))
+    evidence = MultivariateNormal(means @ w.T, w @ covariances @ w.T + model.scale**2 * torch.eye(8))
+    weights = (log_weights + evidence.log_prob(y[:, None])).softmax(-1)[..., None]
     assert ((weights > 0.05) & (weights < 0.95)).any()
-    means, variances = torch.stack(means), torch.stack([c.diag() for c in covariances])[:, None]
-    mean = (weights * means).sum(0)
-    assert_moments(chains, mean, (weights * (variances + (means - mean) ** 2)).sum(0))
+    precisions = torch.linalg.inv(covariances)
+    covariances = torch.linalg.inv(precisions + w.T @ w / model.scale**2)
+    means = ((y @ w / model.scale**2)[:, None, None] + (means[:, None] @ precisions)) @ covariances
+    mean = (weights * means[:, :, 0]).sum(1)
+    spread = covariances.diagonal(dim1=-2, dim2=-1) + (means[:, :, 0] - mean[:, None]) ** 2
+    assert_moments(chains, mean, (weights * spread).sum(1))
+
+
+def test_thoughts_of_a_known_class_have_the_exact_posterior_of_that_class():
+    model, batch = LinearGaussianModel(orthogonal=False), replace(ragged_batch(4, 4), labels=torch.tensor([1, 0]))
+    model.prior = SupervisedPrior((1, 2, 2), classes=2, spread=1.0)
+    chains = langevin(model, batch, draws=300, warmup=150, chains=16, seed=1)
+    _, precision = model.exact_posterior(batch)  # the classes' scales are 1
+    y, mu = model.table[batch.tokens].flatten(-2), model.prior.mu.detach().flatten(1)
+    covariance = torch.linalg.inv(precision)
+    assert_moments(chains, (y @ model.matrix.detach() / model.scale**2 + mu[[1, 0]]) @ covariance, covariance.diag())
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_chains_run_under_every_prior(name):
+    model, batch = tiny_model(), ragged_batch(5, 3)
+    model.prior = PRIORS[name](model.decoder.thought_shape)
+    guide = Amortized(model) if name == "vamp" else LocalNormal(model)
+    posterior = FastSlowSVI(model, guide, fast=FastConfig(steps=3)).infer(batch, seed=0)
+    for init in (None, posterior):
+        chains = langevin(model, batch, draws=4, warmup=4, chains=2, init=init, seed=0)
+        assert chains.thoughts().shape == (4, 2, 2, *model.decoder.thought_shape)
+        assert (chains.acceptance > 0).all()
+    assert importance_weights(posterior, 5).log_weights.isfinite().all()
 
 
 @pytest.mark.parametrize("step_size", [1e-4, 1.0])
