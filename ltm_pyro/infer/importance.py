@@ -59,7 +59,7 @@ class ImportanceWeights:
         """(B,) shape of the generalized Pareto distribution fitted to the largest min(S / 5, 3 √S) weights.
 
         Moments of order 1 / k and above are infinite: below 0.5 the weights have a variance, above 0.7 do not use them.
-        Infinite where fewer than five weights stand out.
+        ∞ where fewer than five weights stand out, so that nothing can be said, and -∞ where all are equal.
         """
         return self._fits[0]
 
@@ -117,6 +117,8 @@ def _pareto_smoothed(log_weights: Float[Tensor, " draw"]) -> tuple[float, Float[
     """Pareto shape of the upper tail of one sequence's weights, and the weights with that tail smoothed."""
     top = log_weights.max()
     relative = log_weights - top
+    if (relative == 0).all():
+        return -math.inf, log_weights
     num = len(relative)
     size = min(math.ceil(min(num / 5, 3 * math.sqrt(num))), num - 1)
     cutoff = relative.sort().values[-1 - size].clamp(min=math.log(torch.finfo(relative.dtype).tiny))

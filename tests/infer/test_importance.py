@@ -72,6 +72,7 @@ def test_too_few_weights_have_no_finite_shape():
     weights = ImportanceWeights(torch.randn(6, 2))
     assert (weights.k_hat == math.inf).all()
     assert torch.equal(weights.smoothed, weights.log_weights)
+    assert (ImportanceWeights(torch.full((50, 2), -3.0)).k_hat == -math.inf).all()  # equal ones have no tail
 
 
 def test_a_positive_site_has_the_evidence_of_a_grid():
