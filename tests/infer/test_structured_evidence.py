@@ -44,7 +44,7 @@ def test_importance_weights_find_the_exact_evidence_and_the_elbo_stays_below_it(
     weights = importance_weights(replace(posterior, local=local), draws, chunk_size=20_000)
     assert (weights.standard_error < 0.05).all()
     assert ((weights.log_evidence - evidence).abs() < 4 * weights.standard_error + 1e-3).all()
-    assert (weights.k_hat < 0.5).all()
+    assert (weights.k_hat < 0.7).all()  # the limit of use
 
     terms = posterior.elbo_terms(20_000)
     assert (terms.elbo < evidence + 0.02).all()
