@@ -48,5 +48,5 @@ def test_importance_weights_find_the_exact_evidence_and_the_elbo_stays_below_it(
 
     terms = posterior.elbo_terms(20_000)
     assert (terms.elbo < evidence + 0.02).all()
-    assert (terms.elbo > evidence - 1.5).all()  # the mean-field gap of these sizes; a wrong KL is off by more
+    assert (terms.elbo > evidence - 3.0).all()  # the mean-field gap is up to 2.5; a KL counted twice is off by 4 to 6
     assert (terms.kl > 0).all()
