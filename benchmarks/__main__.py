@@ -7,6 +7,7 @@ import sys
 
 NAMES = {
     "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
+    "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
     "record-run": "a training run as JSON, loss curve and texts",
 }
 

@@ -13,27 +13,43 @@ if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.decoder import Sampling, ThoughtDecoder
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.guides import Guide, LocalLowRank, LocalNormal, LocalParams
-    from ltm_pyro.infer import ELBOTerms, FastConfig, FastSlowSVI, Posterior, SequenceELBO, StepInfo
+    from ltm_pyro.guides import (
+        Amortized,
+        Guide,
+        LocalDelta,
+        LocalFlow,
+        LocalLowRank,
+        LocalNormal,
+        LocalParams,
+        SemiAmortized,
+    )
+    from ltm_pyro.infer import ELBOTerms, FastConfig, FastSlowSVI, Posterior, PosteriorTable, SequenceELBO, StepInfo
     from ltm_pyro.likelihood import TokenSequence
     from ltm_pyro.model import LatentThoughtModel
     from ltm_pyro.presets import preset
     from ltm_pyro.priors import (
+        EnergyPrior,
+        FlowPrior,
         GaussianPrior,
         HierarchicalPrior,
         LearnedGaussianPrior,
         MarkovPrior,
         MixturePrior,
         Prior,
+        SupervisedPrior,
+        VampPrior,
     )
     from ltm_pyro.training import LoadedRun, Trainer, load_run
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Amortized": "guides",
     "ELBOTerms": "infer",
+    "EnergyPrior": "priors",
     "FastConfig": "infer",
     "FastSlowSVI": "infer",
+    "FlowPrior": "priors",
     "GaussianPrior": "priors",
     "Guide": "guides",
     "HierarchicalPrior": "priors",
@@ -41,29 +57,38 @@ _HOMES = {
     "LatentThoughtModel": "model",
     "LearnedGaussianPrior": "priors",
     "LoadedRun": "training",
+    "LocalDelta": "guides",
+    "LocalFlow": "guides",
     "LocalLowRank": "guides",
     "LocalNormal": "guides",
     "LocalParams": "guides",
     "MarkovPrior": "priors",
     "MixturePrior": "priors",
     "Posterior": "infer",
+    "PosteriorTable": "infer",
     "Prior": "priors",
     "Sampling": "decoder",
+    "SemiAmortized": "guides",
     "SequenceELBO": "infer",
     "Settings": "config",
     "StepInfo": "infer",
+    "SupervisedPrior": "priors",
     "ThoughtDecoder": "decoder",
     "TokenBatch": "batch",
     "TokenSequence": "likelihood",
     "Trainer": "training",
+    "VampPrior": "priors",
     "load_run": "training",
     "preset": "presets",
 }
 
 __all__ = [
+    "Amortized",
     "ELBOTerms",
+    "EnergyPrior",
     "FastConfig",
     "FastSlowSVI",
+    "FlowPrior",
     "GaussianPrior",
     "Guide",
     "HierarchicalPrior",
@@ -71,21 +96,27 @@ __all__ = [
     "LatentThoughtModel",
     "LearnedGaussianPrior",
     "LoadedRun",
+    "LocalDelta",
+    "LocalFlow",
     "LocalLowRank",
     "LocalNormal",
     "LocalParams",
     "MarkovPrior",
     "MixturePrior",
     "Posterior",
+    "PosteriorTable",
     "Prior",
     "Sampling",
+    "SemiAmortized",
     "SequenceELBO",
     "Settings",
     "StepInfo",
+    "SupervisedPrior",
     "ThoughtDecoder",
     "TokenBatch",
     "TokenSequence",
     "Trainer",
+    "VampPrior",
     "load_run",
     "preset",
 ]

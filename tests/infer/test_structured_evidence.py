@@ -10,13 +10,12 @@ import torch
 from linear_gaussian import LinearGaussianModel
 from pyro import poutine
 from tiny_models import ragged_batch
-from torch.distributions import MultivariateNormal
 
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.infer import FastConfig, FastSlowSVI, Posterior
-from ltm_pyro.priors import HierarchicalPrior, LearnedGaussianPrior, MarkovPrior, MixturePrior, Prior
+from ltm_pyro.priors import HierarchicalPrior, LearnedGaussianPrior, MarkovPrior, MixturePrior
 
-LAYERS, SLOTS, HIDDEN = SHAPE = (1, 2, 2)
+SHAPE = (1, 2, 2)
 PRIORS = {
     "learned-gaussian": lambda: LearnedGaussianPrior(SHAPE),
     "mixture": lambda: MixturePrior(SHAPE, components=3),
@@ -24,29 +23,6 @@ PRIORS = {
     "hierarchical, not centred": lambda: HierarchicalPrior(SHAPE, topics=2, centred=False),
     "markov": lambda: MarkovPrior(SHAPE),
 }
-
-
-def normals(prior: Prior) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Log weights, means and covariances of the flattened thoughts as a mixture of dense normals."""
-    one = torch.zeros(1)
-    if isinstance(prior, LearnedGaussianPrior):
-        return one, [(prior.mu.flatten(), torch.diag((2 * prior.log_scale).exp().flatten()))]
-    if isinstance(prior, HierarchicalPrior):
-        weight = prior.weight.flatten(0, 2)
-        return one, [(prior.bias.flatten(), weight @ weight.T + torch.diag((2 * prior.log_scale).exp().flatten()))]
-    if isinstance(prior, MixturePrior):
-        scales = (2 * prior.log_scale).exp().flatten(1)
-        parts = list(zip(prior.mu.flatten(1), map(torch.diag, scales), strict=True))
-        return prior.logits.log_softmax(0), parts
-    return one, [(torch.zeros(4), torch.eye(4))]  # a chain of one layer
-
-
-def log_evidence(model: LinearGaussianModel, batch) -> torch.Tensor:
-    y = model.table[batch.tokens].flatten(-2)
-    w, noise = model.matrix, model.scale**2 * torch.eye(8)
-    weights, parts = normals(model.prior)
-    scores = [MultivariateNormal(w @ m, w @ c @ w.T + noise).log_prob(y) for m, c in parts]
-    return (weights[:, None] + torch.stack(scores)).logsumexp(0).detach()
 
 
 def log_weights(posterior: Posterior, draws: int) -> torch.Tensor:
@@ -78,7 +54,7 @@ def test_importance_weights_find_the_exact_evidence_and_the_elbo_stays_below_it(
             parameter.add_(0.3 * torch.randn_like(parameter))
     guide = LocalNormal(model, init_log_var=-1.0)
     posterior = FastSlowSVI(model, guide, fast=FastConfig(steps=200, lr=0.1, lr_decay=0.02)).infer(batch, seed=0)
-    evidence, draws = log_evidence(model, batch), 100_000
+    evidence, draws = model.log_evidence(batch), 100_000
 
     weights = log_weights(posterior, draws)
     top = weights.max(0).values
