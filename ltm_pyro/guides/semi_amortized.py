@@ -47,5 +47,5 @@ class SemiAmortized(Amortized):
             mu, log_var = (local[f"{site.name}.{part}"] for part in ("mu", "log_var"))
             moved = (start[f"{site.name}.mu"] - mu).square() * (-log_var).exp()
             scaled = (start[f"{site.name}.log_var"] - log_var).square()
-            total = total + (0.5 * moved + 0.25 * scaled).flatten(1).sum(1)
+            total = total + (0.5 * moved + 0.25 * scaled).reshape(len(batch), -1).sum(1)
         return total

@@ -171,6 +171,9 @@ class FastSlowSVI:
             guide_losses += [] if guide_loss is None else [guide_loss]
             terms.append(part_terms)
             posteriors.append(posterior)
+        if self.starts is not None and self.guide.refined:
+            for posterior in posteriors:  # not before, so that a text that stands in two parts starts alike in both
+                self.starts.store(posterior.batch.keys, posterior.local)
         gradients = [p.grad for p in weights if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.clip_norm is not None:
@@ -206,15 +209,14 @@ class FastSlowSVI:
             generator.draws = fit.first_draw
         else:
             generator = SequenceGenerator(batch.keys, seed, "slow")
-        loss, terms = self._evaluate(batch, self.guide.attached(batch, fit.local), generator, None)
-        taught = loss if terms is None else training.loss(terms).sum()
         with autocasting(batch.device, self.autocast):
+            attached = self.guide.attached(batch, fit.local)
             guide_loss = self.guide.slow_loss(batch, fit.local)
+        loss, terms = self._evaluate(batch, attached, generator, None)
+        taught = loss if terms is None else training.loss(terms).sum()
         if guide_loss is not None:
             guide_loss = guide_loss.sum() / total
         (taught / total + (0.0 if guide_loss is None else guide_loss)).backward()
-        if self.starts is not None:
-            self.starts.store(batch.keys, fit.local)
         posterior = Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
         return (
             loss.detach() / total,

@@ -200,8 +200,7 @@ class Posterior:
 
     def _prior(self) -> Tensor:
         with pyro.plate("sequences", len(self.batch), dim=-1):
-            thoughts: Tensor = self.model.prior(len(self.batch))
-        return thoughts
+            return self.model.thoughts(self.batch)
 
 
 class _at_location(Messenger):
