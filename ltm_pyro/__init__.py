@@ -23,7 +23,21 @@ if TYPE_CHECKING:
         LocalParams,
         SemiAmortized,
     )
-    from ltm_pyro.infer import ELBOTerms, FastConfig, FastSlowSVI, Posterior, PosteriorTable, SequenceELBO, StepInfo
+    from ltm_pyro.infer import (
+        Chains,
+        ChainSummary,
+        ELBOTerms,
+        FastConfig,
+        FastSlowSVI,
+        ImportanceWeights,
+        Posterior,
+        PosteriorTable,
+        SequenceELBO,
+        StepInfo,
+        importance_weights,
+        langevin,
+        mcmc,
+    )
     from ltm_pyro.likelihood import TokenSequence
     from ltm_pyro.model import LatentThoughtModel
     from ltm_pyro.presets import preset
@@ -45,6 +59,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Amortized": "guides",
+    "ChainSummary": "infer",
+    "Chains": "infer",
     "ELBOTerms": "infer",
     "EnergyPrior": "priors",
     "FastConfig": "infer",
@@ -53,6 +69,7 @@ _HOMES = {
     "GaussianPrior": "priors",
     "Guide": "guides",
     "HierarchicalPrior": "priors",
+    "ImportanceWeights": "infer",
     "LTMError": "errors",
     "LatentThoughtModel": "model",
     "LearnedGaussianPrior": "priors",
@@ -78,12 +95,17 @@ _HOMES = {
     "TokenSequence": "likelihood",
     "Trainer": "training",
     "VampPrior": "priors",
+    "importance_weights": "infer",
+    "langevin": "infer",
     "load_run": "training",
+    "mcmc": "infer",
     "preset": "presets",
 }
 
 __all__ = [
     "Amortized",
+    "ChainSummary",
+    "Chains",
     "ELBOTerms",
     "EnergyPrior",
     "FastConfig",
@@ -92,6 +114,7 @@ __all__ = [
     "GaussianPrior",
     "Guide",
     "HierarchicalPrior",
+    "ImportanceWeights",
     "LTMError",
     "LatentThoughtModel",
     "LearnedGaussianPrior",
@@ -117,7 +140,10 @@ __all__ = [
     "TokenSequence",
     "Trainer",
     "VampPrior",
+    "importance_weights",
+    "langevin",
     "load_run",
+    "mcmc",
     "preset",
 ]
 

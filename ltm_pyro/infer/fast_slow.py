@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.transformer import Stem
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.infer.constant import constant
 from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
@@ -123,7 +124,7 @@ class FastSlowSVI:
         """
         seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
-        with _constant(self.model, self.guide):
+        with constant(self.model, self.guide):
             fit = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr)
         return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
 
@@ -203,7 +204,7 @@ class FastSlowSVI:
         if self.fast.slow_gradient == "trajectory":
             fit = self._fit(batch, generator, self.fast.steps, lr, training, weights, total)
         else:
-            with _constant(self.model, self.guide):
+            with constant(self.model, self.guide):
                 fit = self._fit(batch, generator, self.fast.steps, lr, training)
         if self.fast.noise == "fixed":
             generator.draws = fit.first_draw
@@ -315,16 +316,3 @@ class _Fit(NamedTuple):
     local: LocalParams
     steps_taken: int
     first_draw: int
-
-
-@contextmanager
-def _constant(*modules: nn.Module) -> Iterator[None]:
-    """Inside, no parameter of the modules asks for a gradient: a third of the backward pass is not done at all."""
-    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
