@@ -41,7 +41,8 @@ class SemiAmortized(Amortized):
 
     def slow_loss(self, batch: TokenBatch, local: LocalParams) -> Float[Tensor, " batch"]:
         """(B,) squared distance of the encoder's normals from the fitted ones, in nats."""
-        start = self.init_local(batch)
+        embedded, real = self._read(batch)
+        start = self.encode(embedded.detach(), real)  # the embeddings are the decoder's, and learn by the ELBO alone
         total = torch.zeros(len(batch), device=batch.device)
         for site in self.sites:
             mu, log_var = (local[f"{site.name}.{part}"] for part in ("mu", "log_var"))

@@ -273,7 +273,7 @@ class FastSlowSVI:
                     weight.grad = share if weight.grad is None else weight.grad + share
             adam.param_groups[0]["lr"] = self.fast.lr_at(t, steps, lr)
             if watch is not None and terms is not None:
-                watch.before_step(leaves, terms.elbo)
+                watch.before_step(leaves, -losses)
             adam.step()
             taken += 1
             if watch is not None and watch.after_step(leaves):

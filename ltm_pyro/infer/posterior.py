@@ -61,10 +61,12 @@ class Posterior:
 
     @property
     def mean(self) -> Float[Tensor, "batch layer slot width"]:
-        """Thoughts (B, L, n, H) with every latent site at its mean, or at its median where the support is constrained.
+        """Thoughts (B, L, n, H) with every latent site at its mean; a transformed normal's site is where its μ ends.
 
-        This is the posterior mean of the thoughts wherever the prior's thoughts are linear in its sites. Thoughts that
-        depend on an enumerated site directly are averaged over its values.
+        This is the posterior mean of the thoughts wherever q is normal and the prior's thoughts are linear in its
+        sites. On a constrained support it is the image of μ under the bijection (the median, entry by entry, where that
+        acts so), under a flow its image under the steps. Thoughts that depend on an enumerated site directly are
+        averaged over its values.
         """
         with torch.no_grad(), _at_location():
             trace = poutine.trace(self._guide).get_trace()

@@ -82,6 +82,13 @@ def test_the_encoders_gradient_is_the_distances_alone(float64):
     assert other.guide_loss is None
 
 
+def test_the_distance_does_not_move_the_decoders_embeddings():
+    guide, batch, _, end = start_and_end(0.3)
+    guide.slow_loss(batch, end).sum().backward()
+    assert all(weight.grad is not None for weight in guide.parameters())
+    assert guide.embedding.weight.grad is None
+
+
 def test_inference_starts_at_the_encoders_reading_and_leaves_it_as_it_was():
     model, batch = LinearGaussianModel(orthogonal=False), ragged_batch(4, 4)
     guide = SemiAmortized(model, init_log_var=-1.0, **SMALL)
