@@ -80,7 +80,8 @@ class Chains:
         """Independent draws that would estimate the mean of each entry as well as all C · S do.
 
         By Geyer's initial monotone sequence, and at most C · S · log10(C · S), as in Stan: chains that swing from side
-        to side may be better than independent draws, but noise alone could make the estimate infinite.
+        to side may be better than independent draws, but noise alone could make the estimate infinite. NaN for an entry
+        that never moved in any chain.
 
         Raises:
             LTMError: there are fewer than 4 draws.
@@ -89,6 +90,8 @@ class Chains:
 
     def r_hat(self) -> dict[str, Float[Tensor, "batch *event"]]:
         """Split R-hat: √(variance over all half chains / mean variance inside one); 1 where they agree.
+
+        NaN for an entry that never moved in any chain.
 
         Raises:
             LTMError: there are fewer than 4 draws.
@@ -137,10 +140,13 @@ class Chains:
 
 
 def _effective_sample_size(value: Float[Tensor, "draw chain entry"]) -> Float[Tensor, " entry"]:
-    size: Tensor = effective_sample_size(value, chain_dim=1, sample_dim=0)
+    still = (value == value[:1, :1]).all(0).all(0)
+    # Pyro's 0 / 0 at an entry that never moved would reach all others through a maximum over them.
+    ramp = torch.arange(value.shape[0], device=value.device).to(value.dtype)[:, None, None]
+    size: Tensor = effective_sample_size(torch.where(still, ramp, value), chain_dim=1, sample_dim=0)
     total = value.shape[0] * value.shape[1]
     most = total * max(1.0, math.log10(total))
-    return torch.where(size > 0, size.clamp(max=most), most)
+    return torch.where(size > 0, size.clamp(max=most), most).masked_fill(still, torch.nan)
 
 
 def _split_r_hat(value: Float[Tensor, "draw chain entry"]) -> Float[Tensor, " entry"]:

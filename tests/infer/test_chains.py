@@ -47,6 +47,17 @@ def test_the_effective_sample_size_of_alternating_draws_is_bounded():
     assert 200 < float(size) <= 200 * 2.31  # log10(200) = 2.30
 
 
+def test_an_entry_that_never_moved_has_no_effective_sample_size_and_leaves_the_others_theirs():
+    draws = autoregressive(0.5, 400, 4, 2, 3)
+    expected = chains_of(z=draws).effective_sample_size()["z"]
+    draws[:, :, 1, 2] = 0.1
+    size = chains_of(z=draws).effective_sample_size()["z"]
+    assert size[1, 2].isnan()
+    torch.testing.assert_close(size.flatten()[:-1], expected.flatten()[:-1])
+    summary = chains_of(z=draws).summary()
+    assert summary.effective_sample_size.isnan().tolist() == [False, True]
+
+
 def test_r_hat_tells_chains_that_are_stuck_apart_from_chains_that_agree():
     agree = autoregressive(0.5, 400, 4, 2, 3)
     apart = agree.clone()
