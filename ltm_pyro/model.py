@@ -59,9 +59,13 @@ class LatentThoughtModel(nn.Module):
         return tokens
 
     def thoughts(self, batch: TokenBatch) -> Float[Tensor, "*particles batch layer slot width"]:
-        """Runs the prior for the batch, inside the plate; a prior that takes labels gets the batch's."""
+        """Runs the prior for the batch, inside the plate; a prior that takes labels gets the batch's.
+
+        Never under autocast, which is for the decoder.
+        """
         prior = partial(self.prior, labels=batch.labels) if self.prior.takes_labels else self.prior
-        return prior(len(batch))  # type: ignore[no-any-return]
+        with torch.autocast(batch.device.type, enabled=False):
+            return prior(len(batch))  # type: ignore[no-any-return]
 
     def likelihood(
         self, thoughts: Float[Tensor, "*particles batch layer slot width"], batch: TokenBatch, stem: Stem | None

@@ -75,8 +75,12 @@ def is_enumerated(site: Any) -> bool:
 
 
 def site_log_prob(site: Any) -> Float[Tensor, "*shape batch"]:
-    """A site's log-probability at its value, scaled and masked."""
-    log_prob = site["fn"].log_prob(site["value"])
+    """A site's log-probability at its value, scaled and masked; a latent site's without autocast."""
+    if is_latent(site):
+        with torch.autocast(site["value"].device.type, enabled=False):
+            log_prob = site["fn"].log_prob(site["value"])
+    else:
+        log_prob = site["fn"].log_prob(site["value"])
     return cast(Tensor, scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]))
 
 

@@ -143,15 +143,19 @@ def _guided(name: str, guide_trace: Any) -> Any:
 
 
 def _site_kl(q: Any, p: Any, *, exact: bool) -> Tensor:
-    if exact:
-        try:
-            kl = kl_divergence(q["fn"], p["fn"])
-        except NotImplementedError:
-            pass
-        else:
-            return cast(Tensor, scale_and_mask(kl, scale=p["scale"], mask=p["mask"]))
-    log_ratio = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
-    return cast(Tensor, scale_and_mask(log_ratio, scale=p["scale"], mask=p["mask"]))
+    # Autocast is for the decoder: in bfloat16 a density would have two digits.
+    with torch.autocast(q["value"].device.type, enabled=False):
+        kl = _closed_form(q["fn"], p["fn"]) if exact else None
+        if kl is None:
+            kl = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
+    return cast(Tensor, scale_and_mask(kl, scale=p["scale"], mask=p["mask"]))
+
+
+def _closed_form(q: Any, p: Any) -> Tensor | None:
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:

@@ -284,7 +284,12 @@ class FastSlowSVI:
         self, batch: TokenBatch, local: LocalParams, generator: SequenceGenerator, stem: Stem | None
     ) -> tuple[Tensor, ELBOTerms | None]:
         """-Σ_b L_b and, where the ELBO gives them, its terms."""
-        model, guide = partial(self.model, batch, stem=stem), partial(self.guide, batch, local)
+        model = partial(self.model, batch, stem=stem)
+
+        def guide() -> None:
+            with autocasting(batch.device, None):
+                self.guide(batch, local)
+
         with sequence_noise(generator), autocasting(batch.device, self.autocast):
             if isinstance(self.elbo, SequenceELBO):
                 terms = self.elbo.terms(model, guide)

@@ -167,7 +167,8 @@ class Posterior:
         return cls(model, guide, TokenBatch(**parts["batch"]), parts["local"], about["seed"], about["steps"], autocast)
 
     def _guide(self) -> None:
-        self.guide(self.batch, self.local)
+        with autocasting(self.batch.device, None):
+            self.guide(self.batch, self.local)
 
     def _draw(self, num: int, generator: SequenceGenerator) -> dict[str, Tensor]:
         with torch.no_grad(), sequence_noise(generator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import LocalNormal
+from ltm_pyro.guides import GUIDES, LocalNormal
 from ltm_pyro.infer import FastConfig, FastSlowSVI, SequenceELBO
 from ltm_pyro.likelihood import TokenSequence
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.priors import GaussianPrior
+from ltm_pyro.priors import PRIORS, GaussianPrior
 
 LENGTHS = (6, 3, 0, 5, 1)
 
@@ -397,6 +398,20 @@ def test_bfloat16_autocast_changes_the_fit_within_its_rounding():
     assert not torch.equal(rough.local["z.mu"], exact.local["z.mu"])
     # bfloat16 keeps 8 bits of log-probabilities of size 10.
     torch.testing.assert_close(rough.terms.log_likelihood, exact.terms.log_likelihood, atol=0.3, rtol=0.02)
+
+
+@pytest.mark.parametrize("guide", list(GUIDES))
+@pytest.mark.parametrize("prior", ["gaussian", "hierarchical", "markov", "mixture", "vamp"])
+def test_autocast_is_for_the_decoder_and_leaves_the_densities_of_the_thoughts(prior, guide):
+    if PRIORS[prior].refusal(GUIDES[guide]):
+        pytest.skip("the prior refuses the guide")
+    model, batch = tiny_model(), ragged_batch(5, 3)
+    model.prior = PRIORS[prior](model.prior.shape)
+    svi = FastSlowSVI(model, GUIDES[guide](model), fast=FastConfig(steps=1, lr=0.5), autocast=torch.bfloat16)
+    rough = svi.infer(batch, seed=1)
+    exact = replace(rough, autocast=None)
+    torch.testing.assert_close(rough.kl, exact.kl, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(rough.terms.log_likelihood, exact.terms.log_likelihood)
 
 
 SYNCHRONISING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
