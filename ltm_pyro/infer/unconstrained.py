@@ -109,9 +109,11 @@ class UnconstrainedJoint:
             LTMError: the posterior is that of other sequences; the density there is not finite.
         """
         if init is None:
-            # Not every distribution draws from a counter, so each sequence's prior is run alone on a seed of its own.
-            seeds = enumerate(generator.seeds())
-            u = torch.cat([self._prior_draws(chains, self.batch[[b]], seed) for b, seed in seeds], 1)
+            # Not every distribution draws from a counter, so the prior is run for each chain alone, on a seed of its own.
+            seeds = list(enumerate(generator.seeds()))
+            u = torch.stack(
+                [torch.cat([self._prior_draw(self.batch[[b]], seed + c) for b, seed in seeds]) for c in range(chains)]
+            )
         elif torch.equal(init.batch.keys, self.batch.keys):
             u = self.unconstrain(init.sites(chains))
         else:
@@ -122,13 +124,13 @@ class UnconstrainedJoint:
             raise LTMError("a chain starts where log p(x, z) is not finite: pass a fitted posterior as init")
         return u
 
-    def _prior_draws(self, chains: int, one: TokenBatch, seed: int) -> Float[Tensor, "chain 1 dim"]:
+    def _prior_draw(self, one: TokenBatch, seed: int) -> Float[Tensor, "1 dim"]:
         def prior() -> None:
             with pyro.plate("sequences", 1, dim=-1):
                 self.model.thoughts(one)
 
         with torch.no_grad(), fixed_global_stream(seed, self.batch.device):
-            trace = poutine.trace(pyro.plate("particles", chains, dim=-2)(prior)).get_trace()
+            trace = poutine.trace(prior).get_trace()
         return self.unconstrain({site.name: cast(Tensor, trace.nodes[site.name]["value"]) for site in self.sites})
 
     def _split(self, u: Tensor) -> list[Tensor]:

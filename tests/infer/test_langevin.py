@@ -84,6 +84,16 @@ def test_a_chain_does_not_depend_on_its_batch(adjusted, float64):
     assert (other.sites["z"] - together.sites["z"]).abs().min() > 0
 
 
+@pytest.mark.parametrize("name", ["hierarchical", "mixture"])
+def test_a_chain_does_not_depend_on_how_many_others_there_are(name):
+    model, batch = tiny_model(), ragged_batch(5, 3)
+    model.prior = PRIORS[name](model.prior.shape)
+    alone, among = (langevin(model, batch, draws=3, warmup=1, chains=chains, seed=3) for chains in (1, 3))
+    for site, value in alone.sites.items():
+        torch.testing.assert_close(among.sites[site][:, :1], value, atol=1e-4, rtol=1e-4)
+        assert (among.sites[site][:, 1] - value[:, 0]).abs().max() > 0.1
+
+
 def test_chains_from_a_constrained_prior_do_not_depend_on_their_batch_nor_move_the_global_stream():
     model, batch = gamma_model(), ragged_batch(4, 4, 4)
     before = torch.get_rng_state()
