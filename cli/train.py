@@ -22,8 +22,18 @@ __all__ = ["command"]
 @click.option("--data", metavar="SOURCE", help="fables (default), a file, a folder, or hf:name[/config][:column].")
 @click.option("--validation", metavar="SOURCE", help="Validation text (default: documents held out of --data).")
 @click.option("--tokenizer", metavar="T", help="Path or hub name of a tokenizer (default: train one on the data).")
-@click.option("--prior", metavar="P", help="Prior by name or package.module:Class (default: gaussian).")
-@click.option("--guide", metavar="G", help="Guide by name or package.module:Class (default: local-normal).")
+@click.option(
+    "--prior",
+    metavar="P",
+    help="gaussian (default), learned-gaussian, mixture, hierarchical, markov, flow, vamp, energy, supervised, or your "
+    "own as package.module:Class; its options are --set prior.OPTION=value.",
+)
+@click.option(
+    "--guide",
+    metavar="G",
+    help="local-normal (default), local-lowrank, local-flow, local-delta, amortized, semi-amortized, or your own as "
+    "package.module:Class; its options are --set guide.OPTION=value.",
+)
 @click.option("--steps", type=int, metavar="N", help="Slow steps.")
 @click.option("--fast-steps", type=int, metavar="T", help="Fast steps per slow step.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Run directory (default: a new one under runs/).")

@@ -50,10 +50,32 @@ class LogJoint(NamedTuple):
 
 
 def trace_model(model: Callable[..., Any], guide_trace: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """A trace of the model with the guide's values, and every value of the sites that are marked for enumeration."""
+    """A trace of the model with the guide's values, and every value of the sites that are marked for enumeration.
+
+    Raises:
+        LTMError: an enumerated site has a mask, or it or one that depends on it a scale: the sum would not keep them.
+    """
     program = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
     with EnumMessenger(first_available_dim=-1 - _PLATES):
-        return poutine.trace(program).get_trace(*args, **kwargs)
+        trace = poutine.trace(program).get_trace(*args, **kwargs)
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            _require_plain(name, site)
+    return trace
+
+
+def _require_plain(name: str, site: Any) -> None:
+    if is_enumerated(site) and site["mask"] is not None:
+        raise LTMError(
+            f"site {name!r} is enumerated under a mask, where each of its K values would count as certain and add log K "
+            "to the bound: mask the sites below it alone"
+        )
+    scaled = isinstance(site["scale"], Tensor) or site["scale"] != 1
+    if scaled and (is_enumerated(site) or len(site["fn"].batch_shape) > _PLATES):
+        raise LTMError(
+            f"site {name!r} has a scale, and depends on enumerated values, which are summed inside the logarithm: take "
+            "poutine.scale, or the plate's subsampling, away"
+        )
 
 
 def trace_of(values: Mapping[str, Tensor]) -> poutine.Trace:

@@ -84,7 +84,8 @@ class SequenceELBO(ELBO):
         for name, q in guided.items():
             if len(latent[name]["fn"].batch_shape) > 2:  # its prior depends on an enumerated site
                 enumerated.append(site_log_prob(latent[name]))
-                kl = kl + self._per_sequence(site_log_prob(q))
+                # As in the other terms, the prior's mask says for which sequences the site counts.
+                kl = kl + self._per_sequence(site_log_prob({**q, "mask": latent[name]["mask"]}))
             else:
                 kl = kl + self._per_sequence(_site_kl(q, latent[name], exact=same_order))
         observed = [s for s in model_trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]

@@ -59,9 +59,14 @@ class VampPrior(Prior):
         )
 
     def pair(self, guide: Any) -> None:
-        """Takes the guide's encoder, and makes the pseudo-inputs: as long as its embeddings, and as large."""
+        """Takes the guide's encoder, and makes the pseudo-inputs: as long as its embeddings, and as large.
+
+        A second guide finds those that the first one made, which may have learned by then.
+        """
         # In a tuple, so that the encoder is stored, counted and moved with the guide alone.
         self._guide = (guide,)
+        if "inputs" in self._parameters:
+            return
         weight = guide.embedding.weight
         inputs = torch.randn(len(self.logits), self.tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
         self.inputs = nn.Parameter(weight.detach().std() * inputs)

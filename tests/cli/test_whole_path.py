@@ -15,6 +15,8 @@ from cli_runs import SETTINGS, Result, Run
 from ltm_pyro.cli.main import cli as group
 from tiny_runs import write_corpus
 
+from ltm_pyro.guides import GUIDES
+from ltm_pyro.priors import PRIORS
 from ltm_pyro.training import RunDirectory, load_run
 
 
@@ -308,6 +310,12 @@ def test_help_names_every_option(cli: Run, name: str):
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
+
+
+def test_help_of_training_names_every_prior_and_guide(cli: Run):
+    printed = cli("train", "--help").out.replace("-\n", "-")
+    words = set(printed.replace(",", " ").split())
+    assert not {*PRIORS, *GUIDES} - words
 
 
 def test_help_names_every_command(cli: Run):

@@ -232,6 +232,45 @@ def test_a_guide_without_reparameterised_draws_is_refused_by_name():
         FastSlowSVI(tiny_model(), Discrete(), fast=FastConfig(steps=1)).infer(ragged_batch(3))
 
 
+class MaskedKinds(Prior):
+    """Thoughts of one of three kinds, which count for some sequences alone."""
+
+    counts: torch.Tensor | bool = True
+
+    def forward(self, batch_size):
+        kinds = dist.Categorical(torch.ones(batch_size, 3) / 3)
+        kind = pyro.sample("kind", kinds, infer={"enumerate": "parallel"})
+        with pyro.poutine.mask(mask=self.counts):
+            return pyro.sample("z", dist.Normal(kind[..., None, None, None] * torch.ones(self.shape), 1.0).to_event(3))
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_masked_site_below_an_enumerated_one_has_no_divergence(particles, monkeypatch):
+    model, guide, _ = program(MaskedKinds)
+
+    def terms(counts):
+        monkeypatch.setattr(MaskedKinds, "counts", counts)
+        pyro.set_rng_seed(3)
+        return SequenceELBO(particles).terms(model, guide)
+
+    whole, part = terms(True), terms(torch.tensor([True, False, True]))
+    torch.testing.assert_close(part.kl, whole.kl * torch.tensor([1.0, 0.0, 1.0]), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(part.log_likelihood, whole.log_likelihood)
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [
+        (lambda model: pyro.poutine.scale(model, scale=0.5), "'kind' has a scale"),
+        (lambda model: pyro.poutine.mask(model, mask=torch.tensor([True, False, True])), "'kind' is enumerated under"),
+    ],
+)
+def test_what_a_sum_over_values_would_not_keep_is_refused_by_the_sites_name(handler, words):
+    model, guide, _ = program(MaskedKinds)
+    with pytest.raises(LTMError, match=words):
+        SequenceELBO().terms(handler(model), guide)
+
+
 def loss_on_fixed_noise(model, guide, batch, local, elbo=None):
     with sequence_noise(SequenceGenerator(batch.keys, 7)):
         return (elbo or SequenceELBO(2)).differentiable_loss(lambda: model(batch), lambda: guide(batch, local))

@@ -14,7 +14,7 @@ from torch.distributions import Independent, Normal
 
 from ltm_pyro.components import check_components
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import GUIDES, Amortized, LocalNormal
+from ltm_pyro.guides import GUIDES, Amortized, LocalNormal, SemiAmortized
 from ltm_pyro.infer import FastConfig, FastSlowSVI
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import VampPrior
@@ -80,6 +80,15 @@ def test_both_guides_with_an_encoder_are_taken():
     assert len(LOCAL) == len(GUIDES) - 2
     for name in ("amortized", "semi-amortized"):
         check_components(tiny_settings({"prior.name": "vamp", "guide.name": name}))
+
+
+def test_a_second_guide_leaves_the_pseudo_inputs_that_the_first_one_learned_with():
+    model, _ = vamp_model()
+    inputs, learned = model.prior.inputs, model.prior.inputs.detach().clone()
+    second = SemiAmortized(model, **SMALL)
+    assert model.prior.inputs is inputs  # what an optimiser holds
+    torch.testing.assert_close(inputs.detach(), learned, rtol=0, atol=0)
+    assert model.prior._guide[0] is second
 
 
 def test_a_prior_that_no_guide_was_made_for_cannot_be_run():
