@@ -32,6 +32,8 @@ class MixturePrior(Prior):
         spread: standard deviation of the starts of the components' means around 0.
         enumerated: whether the kind is a site of its own, so that ``Posterior.discrete()["kind"]`` is a document's
             label. The density, the parameters and the bound are the same either way.
+        learned_scale: whether s is learned. At a constant 1 no component can shrink onto a posterior that says little,
+            nor, by fitting the early thoughts first, leave the others without documents.
 
     Raises:
         LTMError: ``components`` is below 1.
@@ -41,7 +43,13 @@ class MixturePrior(Prior):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], *, components: int = 8, spread: float = 0.1, enumerated: bool = False
+        self,
+        shape: tuple[int, int, int],
+        *,
+        components: int = 8,
+        spread: float = 0.1,
+        enumerated: bool = False,
+        learned_scale: bool = True,
     ):
         super().__init__(shape)
         if components < 1:
@@ -49,7 +57,7 @@ class MixturePrior(Prior):
         self.enumerated = enumerated
         self.logits = nn.Parameter(torch.zeros(components))
         self.mu = nn.Parameter(spread * torch.randn(components, *shape))
-        self.log_scale = nn.Parameter(torch.zeros(components, *shape))
+        self.log_scale = nn.Parameter(torch.zeros(components, *shape), requires_grad=learned_scale)
 
     def forward(self, batch_size: int) -> Float[Tensor, "*particles batch layer slot hidden"]:
         """Samples ``z`` (…, B, L, n, H), below ``kind`` (…, B) where that is a site."""

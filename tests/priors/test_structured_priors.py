@@ -146,6 +146,13 @@ def test_a_mixtures_density_and_responsibilities_follow_bayes():
     torch.testing.assert_close(prior.responsibilities(z).detach(), joint.softmax(1))
 
 
+def test_a_mixtures_scale_stays_where_it_is_not_learned():
+    prior = MixturePrior(SHAPE, components=3, learned_scale=False)
+    assert [name for name, p in prior.named_parameters() if p.requires_grad] == ["logits", "mu"]
+    assert prior.state_dict().keys() == MixturePrior(SHAPE, components=3).state_dict().keys()
+    assert torch.equal(prior.log_scale, torch.zeros_like(prior.log_scale))
+
+
 def test_a_mixture_draws_each_component_as_often_as_its_weight():
     prior = MixturePrior((1, 1, 1), components=2)
     with torch.no_grad():
