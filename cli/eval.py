@@ -66,7 +66,7 @@ def command(
     loaded = load_run(run, device=device)
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
-        sequences = validation_data(loaded.settings, loaded.tokenizer, data, column)
+        sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences or len(sequences)))
     with notices.status(f"Scoring {len(indices)} sequences"):
         report = evaluate(

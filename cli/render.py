@@ -99,10 +99,8 @@ class TrainingDisplay(Observer):
 
     def step(self, row: dict[str, Any]) -> None:
         """Moves the bar, or prints a line every few seconds."""
-        seen = (
-            f"-ELBO {row['loss']:.3f}  reconstruction {row['reconstruction']:.3f}  KL {row['kl']:.3f} nats/token  "
-            f"{row['tokens_per_s']:,.0f} tokens/s"
-        )
+        loss = row["loss"] if "kl" in row else None
+        seen = f"{_terms(row | {'elbo': loss, 'log_joint': row['loss']})}  {row['tokens_per_s']:,.0f} tokens/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=row["step"], seen=seen)
         elif time.monotonic() - self._last_line > 5 or row["step"] == self.steps:
@@ -111,12 +109,7 @@ class TrainingDisplay(Observer):
 
     def validation(self, row: dict[str, Any]) -> None:
         """Prints a validation above the bar."""
-        console.print(
-            f"validation at step {row['step']}: -ELBO {row['elbo']:.3f}{_error(row['elbo_se'])}  "
-            f"reconstruction {row['reconstruction']:.3f}  KL {row['kl']:.3f} nats/token",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"validation at step {row['step']}: {_terms(row)}", highlight=False, soft_wrap=True)
 
 
 def draw_samples(
@@ -127,6 +120,7 @@ def draw_samples(
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     fast_steps: int | None = None,
+    label: str | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out."""
@@ -142,6 +136,7 @@ def draw_samples(
         stop=run.tokenizer.end_of_text,
         fast_steps=fast_steps,
         fast_lr=run.fast_lr,
+        label=None if label is None else run.class_index(label),
         seed=seed,
     )
     return [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]
@@ -167,11 +162,12 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         "elbo": "upper bound on -log p(x)",
         "reconstruction": "KL left out: no bound",
         "kl": "information in the thoughts, at most",
+        "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
     }
     table = Table(
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
     )
-    for name in (*protocols, "kl"):
+    for name in (name for name in (*protocols, "kl", "log_joint") if row.get(name) is not None):
         table.add_row(name, f"{row[name]:.4f}", _number(row[f"{name}_se"]), meaning[name])
     if row.get("generator_entropy") is not None:
         table.add_row("generator", f"{row['generator_entropy']:.4f}", "", "exact -log p(x) of the same texts")
@@ -201,6 +197,16 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
     if about["checkpoints"]:
         out.print(f"    ltm-pyro sample {run} --num 3", highlight=False, soft_wrap=True)
         out.print(f"    ltm-pyro eval {run} --samples 4", highlight=False, soft_wrap=True)
+
+
+def _terms(row: Mapping[str, Any]) -> str:
+    """The terms of a training or validation row; a point estimate has no ELBO and no KL."""
+    if row["elbo"] is None:
+        return f"-log p(x, z) {row['log_joint']:.3f}  reconstruction {row['reconstruction']:.3f} nats/token, no bound"
+    return (
+        f"-ELBO {row['elbo']:.3f}{_error(row.get('elbo_se'))}  reconstruction {row['reconstruction']:.3f}  "
+        f"KL {row['kl']:.3f} nats/token"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -22,6 +22,7 @@ __all__ = ["command"]
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
 @click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
 @click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@click.option("--label", metavar="C", help="Class of the texts, under a prior that has classes (default: any).")
 @fast_steps_option
 @seed_option
 @device_option
@@ -35,6 +36,7 @@ def command(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    label: str | None,
     fast_steps: int | None,
     seed: int,
     device: str,
@@ -61,11 +63,18 @@ def command(
 
     loaded = load_run(run, device=device)
     texts = draw_samples(
-        loaded, prompt=text, num=num, max_tokens=max_tokens, sampling=sampling, fast_steps=fast_steps, seed=seed
+        loaded,
+        prompt=text,
+        num=num,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        fast_steps=fast_steps,
+        label=label,
+        seed=seed,
     )
     if as_json:
         about = {"run": run, "step": loaded.step, "prompt": text, "seed": seed, "temperature": temperature}
-        about |= {"top_k": top_k, "top_p": top_p}
+        about |= {"top_k": top_k, "top_p": top_p, "label": label}
         about["fast_steps"] = loaded.svi.fast.steps if fast_steps is None else fast_steps
         click.echo(json.dumps(about | {"samples": texts}, ensure_ascii=False))
     else:

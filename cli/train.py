@@ -171,9 +171,9 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
     trainer = Trainer(settings, data, run, display)
     if resume:
         trainer.resume()
-        run.write_settings(settings, data.tokenizer.vocab_size)
+        run.write_settings(settings, data.tokenizer.vocab_size, data.class_names)
     else:
-        RunDirectory.create(run.path, settings, data.tokenizer)
+        RunDirectory.create(run.path, settings, data.tokenizer, data.class_names)
     display.show_start(run.path, data.counts, trainer.model, trainer.step)
     with display:
         finished = trainer.fit()

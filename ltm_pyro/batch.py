@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -27,12 +27,14 @@ class TokenBatch:
             where a sequence continues one. Every likelihood is conditional on it.
         scored: (B, N) which tokens enter the likelihood; None means every real one. A token that is not scored
             still conditions the tokens after it.
+        labels: (B,) class of each sequence, -1 where it is unknown; None where the data have no classes.
     """
 
     tokens: Int[Tensor, "batch token"]
     lengths: Int[Tensor, " batch"]
     start: Int[Tensor, " batch"]
     scored: Bool[Tensor, "batch token"] | None = None
+    labels: Int[Tensor, " batch"] | None = None
 
     @classmethod
     def from_lists(cls, sequences: Sequence[Sequence[int]], start: int | Sequence[int], *, pad: int = 0) -> TokenBatch:
@@ -62,15 +64,23 @@ class TokenBatch:
         if isinstance(index, list):
             index = torch.tensor(index, dtype=torch.int64, device=self.tokens.device)
         scored = None if self.scored is None else self.scored[index]
-        return TokenBatch(self.tokens[index], self.lengths[index], self.start[index], scored)
+        labels = None if self.labels is None else self.labels[index]
+        return TokenBatch(self.tokens[index], self.lengths[index], self.start[index], scored, labels)
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
         scored = None if self.scored is None else self.scored.to(device)
-        moved = TokenBatch(self.tokens.to(device), self.lengths.to(device), self.start.to(device), scored)
+        labels = None if self.labels is None else self.labels.to(device)
+        moved = TokenBatch(self.tokens.to(device), self.lengths.to(device), self.start.to(device), scored, labels)
         # Counted where the tokens are now, normally the host: on the other side it would make the host wait.
         moved.__dict__["scored_index"] = self.scored_index.to(device)
         return moved
+
+    def unlabelled(self) -> TokenBatch:
+        """The same batch without its labels: what an evaluation may look at."""
+        plain = replace(self, labels=None)
+        plain.__dict__.update(self.__dict__ | {"labels": None})  # nothing computed so far depends on the labels
+        return plain
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +116,8 @@ class TokenBatch:
     def keys(self) -> Int[Tensor, " batch"]:
         """(B,) 64-bit identities made from the real tokens alone.
 
-        A sequence keeps its key in any batch, at any place and under any padding, which is what gives every sequence a
-        random stream of its own (`ltm_pyro.noise`).
+        A sequence keeps its key in any batch, at any place, under any padding and label, which is what gives every
+        sequence a random stream of its own (`ltm_pyro.noise`).
         """
         positions = torch.arange(1, self.tokens.shape[1] + 1, device=self.device)
         terms = mix64(mix64(self.tokens) + positions * GOLDEN)

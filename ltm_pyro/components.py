@@ -88,10 +88,12 @@ def check_components(settings: Settings) -> None:
     """Looks the prior and the guide up and checks their options, which takes no data and no time.
 
     Raises:
-        LTMError: one is unknown, or an option is not its own.
+        LTMError: one is unknown, an option is not its own, or the prior refuses the guide.
     """
-    _look_up("prior", settings.prior, PRIORS, Prior)  # type: ignore[type-abstract]
-    _look_up("guide", settings.guide, GUIDES, Guide)  # type: ignore[type-abstract]
+    prior, _, _ = _look_up("prior", settings.prior, PRIORS, Prior)  # type: ignore[type-abstract]
+    guide, _, _ = _look_up("guide", settings.guide, GUIDES, Guide)  # type: ignore[type-abstract]
+    if refusal := prior.refusal(guide):
+        raise LTMError(refusal)
 
 
 def _build(

@@ -30,7 +30,8 @@ class DataSettings:
         validation: source of the validation text; None holds documents of ``source`` out.
         column: field that holds the text in .jsonl and .parquet; None is ``text``.
         text_unit: what one document of a .txt file is.
-        layout: ``documents`` (one each, padded), ``packed`` chunks, or ``auto``: documents for fables, else packed.
+        layout: ``documents`` (one each, padded), ``packed`` chunks, or ``auto``: documents for fables and where there
+            are labels, else packed.
         sequence_length: N, tokens of the longest sequence.
         tokenizer: ``train`` a byte-level BPE on the corpus, or a path or hub name of one.
         vocab_size: V of a tokenizer that is trained.
@@ -38,6 +39,8 @@ class DataSettings:
         validation_fraction: share of documents held out.
         streaming: read a hub data set as a stream.
         cache_dir: folder of token shards; None is the user's cache.
+        label_column: field that holds a document's class, for fables a plan variable; None reads no labels.
+        labelled_fraction: share of the training documents that keep their label.
     """
 
     source: str = "fables"
@@ -52,6 +55,8 @@ class DataSettings:
     validation_fraction: float = 0.05
     streaming: bool = False
     cache_dir: str | None = None
+    label_column: str | None = None
+    labelled_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
@@ -59,6 +64,7 @@ class DataSettings:
         if self.documents is not None:
             at_least("data.documents", self.documents, 1)
         within("data.validation_fraction", self.validation_fraction, 0, 1)
+        within("data.labelled_fraction", self.labelled_fraction, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +132,9 @@ class InferenceSettings:
         init_log_var_spread: standard deviation of the starts of log σ².
         init_mu_spread: standard deviation of the starts of μ.
         tolerance: early stop of a sequence's fast loop, in nats per token; None takes every step.
+        kl_warmup_steps: slow steps over which the KL's weight in training rises linearly from 0 to 1.
+        free_bits: nats of each sequence's KL that training does not charge for.
+        warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.
     """
 
     fast_steps: int = 16
@@ -138,13 +147,16 @@ class InferenceSettings:
     init_log_var_spread: float = 0.1
     init_mu_spread: float = 0.0
     tolerance: float | None = None
+    kl_warmup_steps: int = 0
+    free_bits: float = 0.0
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         at_least("inference.fast_steps", self.fast_steps, 0)
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
-        for name in ("init_log_var_spread", "init_mu_spread"):
+        for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
         if self.tolerance is not None:
             above("inference.tolerance", self.tolerance, 0)

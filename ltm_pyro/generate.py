@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyro
 import torch
@@ -28,6 +29,7 @@ def generate(
     stop: int | None = None,
     fast_steps: int | None = None,
     fast_lr: float | None = None,
+    label: int | None = None,
     seed: int = 0,
 ) -> list[list[int]]:
     """Draws ``num`` texts as lists of token ids, the prompt left out.
@@ -45,6 +47,7 @@ def generate(
         stop: token that ends a text; None decodes all.
         fast_steps: T_fast for the prompt; None takes the configured number.
         fast_lr: η_fast; None takes the configured one.
+        label: class of the texts, for a prior that has classes; with a prompt, its known class. None leaves it open.
         seed: of thoughts and tokens.
 
     Raises:
@@ -62,11 +65,16 @@ def generate(
     device = decoder.embedding.weight.device
     pyro.set_rng_seed(seed)
     if prompt:
-        batch = TokenBatch.from_lists([list(prompt)], start).to(device)
+        batch = TokenBatch.from_lists([list(prompt)], start)
+        if label is not None:
+            svi.model.require_labels()
+            batch = replace(batch, labels=torch.tensor([label]))
+        batch = batch.to(device)
         posterior = svi.infer(batch, steps=fast_steps, seed=seed, lr=fast_lr)
         thoughts = posterior.sample(num)[:, 0]
     else:
-        thoughts = svi.model.sample_prior(num)
+        labels = None if label is None else torch.full((num,), label, device=device)
+        thoughts = svi.model.sample_prior(num, labels)
     inputs = torch.tensor([[start, *prompt]] * num, dtype=torch.int64, device=device)
     lengths = torch.full((num,), inputs.shape[1], dtype=torch.int64, device=device)
     # Not the seed itself: the thoughts have been drawn from that stream.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -51,10 +53,15 @@ class LatentThoughtModel(nn.Module):
             stem: what `stem` returned for this batch, where the caller has it already.
         """
         with pyro.plate("sequences", len(batch), dim=-1):
-            thoughts = self.prior(len(batch))
+            thoughts = self.thoughts(batch)
             likelihood = self.likelihood(thoughts, batch, stem)
             tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.tokens if observed else None)
         return tokens
+
+    def thoughts(self, batch: TokenBatch) -> Float[Tensor, "*particles batch layer slot width"]:
+        """Runs the prior for the batch, inside the plate; a prior that takes labels gets the batch's."""
+        prior = partial(self.prior, labels=batch.labels) if self.prior.takes_labels else self.prior
+        return prior(len(batch))  # type: ignore[no-any-return]
 
     def likelihood(
         self, thoughts: Float[Tensor, "*particles batch layer slot width"], batch: TokenBatch, stem: Stem | None
@@ -66,9 +73,31 @@ class LatentThoughtModel(nn.Module):
         """The likelihood's work that does not depend on the thoughts, done once per fast loop."""
         return self.decoder.stem(batch.inputs)
 
+    def require_labels(self) -> None:
+        """Nothing, where the prior takes labels.
+
+        Raises:
+            LTMError: it does not.
+        """
+        if not self.prior.takes_labels:
+            raise LTMError(f"{type(self.prior).__name__} has no classes: leave the label out")
+
     @torch.no_grad()
-    def sample_prior(self, num: int) -> Float[Tensor, "num layer slot width"]:
-        """``num`` sets of thoughts z ~ p(z), from Pyro's seeded global stream."""
+    def sample_prior(
+        self, num: int, labels: Int[Tensor, " num"] | None = None
+    ) -> Float[Tensor, "num layer slot width"]:
+        """``num`` sets of thoughts z ~ p(z), from Pyro's seeded global stream.
+
+        Args:
+            num: how many.
+            labels: the class of each, for a prior that takes labels.
+
+        Raises:
+            LTMError: labels for a prior that has no classes.
+        """
+        if labels is not None:
+            self.require_labels()
+        prior = self.prior if labels is None else partial(self.prior, labels=labels)
         with pyro.plate("sequences", num, dim=-1):
-            thoughts: Tensor = self.prior(num)
+            thoughts: Tensor = prior(num)
         return thoughts

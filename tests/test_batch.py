@@ -65,18 +65,21 @@ def test_scored_tokens_are_real_and_marked():
 )
 def test_a_slice_keeps_every_part_of_its_sequences(index, rows):
     whole = batch_of([1, 2, 3], [4, 5], [6], start=[7, 8, 9])
-    whole = TokenBatch(whole.tokens, whole.lengths, whole.start, torch.rand(3, 3) < 0.5)
+    whole = TokenBatch(whole.tokens, whole.lengths, whole.start, torch.rand(3, 3) < 0.5, torch.tensor([2, -1, 0]))
     part = whole[index]
-    for name in ("tokens", "lengths", "start", "scored", "mask", "keys"):
+    for name in ("tokens", "lengths", "start", "scored", "labels", "mask", "keys"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), name
-    assert batch_of([1], [2])[index if isinstance(index, slice) else [0]].scored is None
+    bare = batch_of([1], [2])[index if isinstance(index, slice) else [0]]
+    assert bare.scored is None
+    assert bare.labels is None
 
 
-def test_keys_depend_on_neither_place_nor_padding_nor_scoring():
+def test_keys_depend_on_neither_place_nor_padding_nor_scoring_nor_labels():
     alone = batch_of([3, 1, 4])
     among = batch_of([2], [2, 7, 1, 8, 2, 8], [3, 1, 4], pad=6)
     scored = TokenBatch(alone.tokens, alone.lengths, alone.start, torch.zeros(1, 3, dtype=torch.bool))
-    assert alone.keys[0] == among.keys[2] == scored.keys[0]
+    labelled = TokenBatch(alone.tokens, alone.lengths, alone.start, labels=torch.tensor([5]))
+    assert alone.keys[0] == among.keys[2] == scored.keys[0] == labelled.keys[0]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +110,29 @@ def test_keys_of_many_short_sequences_are_all_different():
 
 def test_moving_a_batch_keeps_it():
     batch = batch_of([1, 2], [3])
-    batch = TokenBatch(batch.tokens, batch.lengths, batch.start, torch.tensor([[True, False], [True, True]]))
+    scored = torch.tensor([[True, False], [True, True]])
+    batch = TokenBatch(batch.tokens, batch.lengths, batch.start, scored, torch.tensor([1, -1]))
     moved = batch.to("cpu")
+    assert torch.equal(moved.labels, batch.labels)
     assert torch.equal(moved.mask, batch.mask)
     assert torch.equal(moved.inputs, batch.inputs)
     assert moved.device == batch.device == torch.device("cpu")
+
+
+def test_an_unlabelled_batch_is_the_same_batch_without_labels():
+    batch = batch_of([1, 2], [3], start=[7, 8])
+    scored = torch.tensor([[True, False], [True, True]])
+    labelled = TokenBatch(batch.tokens, batch.lengths, batch.start, scored, torch.tensor([1, -1]))
+    mask, keys = labelled.mask, labelled.keys
+    plain = labelled.unlabelled()
+    assert plain.labels is None
+    assert labelled.labels.tolist() == [1, -1]
+    assert plain.mask is mask  # what was computed is not computed again …
+    assert plain.keys is keys
+    for name in ("tokens", "lengths", "start", "scored", "inputs", "real", "scored_index", "num_scored"):
+        assert torch.equal(getattr(plain, name), getattr(labelled, name)), name
+    assert (
+        "num_scored" not in TokenBatch(batch.tokens, batch.lengths, batch.start).unlabelled().__dict__
+    )  # … nor at once
+    assert plain.unlabelled().labels is None
+    assert plain.to("cpu").labels is None

@@ -41,6 +41,9 @@ def value_at(settings: Settings, address: str) -> Any:
         ("inference.init_log_var", "-1", -1.0),
         ("data.source", "7", "7"),
         ("data.column", "true", "true"),
+        ("data.label_column", "none", None),
+        ("data.label_column", "topic", "topic"),
+        ("data.labelled_fraction", "1", 1.0),
         ("prior.name", "gaussian", "gaussian"),
     ],
 )
@@ -70,6 +73,8 @@ def test_strings_are_read_as_the_settings_type(address: str, text: str, expected
         ("training.dtype", "float16", "training.dtype must be one of float32, bfloat16, got 'float16'"),
         ("inference.noise", "pink", "inference.noise must be one of fresh, fixed"),
         ("data.layout", 3, "data.layout must be one of auto, packed, documents, got 3"),
+        ("data.labelled_fraction", -0.1, "data.labelled_fraction must lie in 0"),
+        ("data.labelled_fraction", "nan", "data.labelled_fraction must lie in 0"),
         ("training.steps", 0, "training.steps must be 1 or more, got 0"),
         ("training.steps", -5, "training.steps must be 1 or more, got -5"),
         ("training.batch_size", 0, "training.batch_size must be 1 or more"),

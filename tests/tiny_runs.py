@@ -61,7 +61,8 @@ def tiny_data(folder: Path, **changes: Any) -> Data:
 def new_trainer(path: Path, data: Data, changes: dict[str, Any] | None = None, **arguments: Any) -> Trainer:
     """A trainer of a new run at ``path``."""
     settings = tiny_settings(changes)
-    return Trainer(settings, data, RunDirectory.create(path, settings, data.tokenizer), **arguments)
+    run = RunDirectory.create(path, settings, data.tokenizer, data.class_names)
+    return Trainer(settings, data, run, **arguments)
 
 
 def reopened(path: Path, data: Data, changes: dict[str, Any] | None = None) -> Trainer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,18 @@ class Data:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Documents, sequences and scored tokens of both splits, for printing."""
-        return {
-            name: {"documents": part.num_documents, "sequences": len(part), "tokens": part.num_tokens}
-            for name, part in (("train", self.train), ("validation", self.validation))
-        }
+        """Documents, sequences and scored tokens of both splits, and labels if there are any, for printing."""
+        found = {}
+        for name, part in (("train", self.train), ("validation", self.validation)):
+            found[name] = {"documents": part.num_documents, "sequences": len(part), "tokens": part.num_tokens}
+            if self.class_names:
+                found[name] |= {"labelled": part.num_labelled, "classes": len(self.class_names)}
+        return found
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers; empty without classes."""
+        return self.train.class_names
 
 
 def build_data(
@@ -54,6 +61,8 @@ def build_data(
     seed: int = 0,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
+    label_column: str | None = None,
+    labelled_fraction: float = 1.0,
 ) -> Data:
     """Reads, splits, tokenises and lays out a source; what was done before is taken from the cache.
 
@@ -62,8 +71,8 @@ def build_data(
         validation: a second such source; None holds documents out (`split_corpus`).
         column: the text column of .jsonl, .parquet and hub data sets; None is ``text``.
         text_unit: what a document is in a .txt file (`FileCorpus`).
-        layout: ``packed``, ``documents``, or ``auto``: documents for fables, packed otherwise
-            (`SequenceDataset`).
+        layout: ``packed``, ``documents``, or ``auto``: documents for fables and where there are classes, packed
+            otherwise (`SequenceDataset`).
         sequence_length: greatest number of tokens in a sequence.
         tokenizer: ``train`` for a byte-level BPE trained on the training split, or a path or hub name to
             load.
@@ -73,10 +82,16 @@ def build_data(
         seed: of the fables' generator.
         streaming: read a hub data set without keeping a copy of it.
         cache_dir: None is ``$LTM_PYRO_CACHE`` or ``~/.cache/ltm-pyro``.
+        label_column: the field of .jsonl, .parquet and hub data sets that holds a document's class, or a plan variable
+            of the fables; None gives no labels. The classes are those of the training split, whatever share of the
+            labels is kept; a validation document of another class is unlabelled.
+        labelled_fraction: share of the training documents that keep their label, chosen by a hash of their text;
+            validation documents keep theirs.
 
     Raises:
         LTMError: a source or setting is unusable, or a split is empty or smaller than one sequence.
     """
+    chosen = choose_layout(layout, source, label_column)
     train, held = split_corpus(
         source,
         validation,
@@ -86,19 +101,29 @@ def build_data(
         documents=documents,
         seed=seed,
         streaming=streaming,
+        label_column=label_column,
     )
     cache = _cache_path(cache_dir)
     _check_not_empty(train)
     _check_not_empty(held)
     encoder = train_tokenizer(train, vocab_size, cache) if tokenizer == "train" else Tokenizer.load(tokenizer)
-    chosen = choose_layout(layout, source)
-    parts = [SequenceDataset(shard_of(c, encoder, cache), chosen, sequence_length) for c in (train, held)]
-    if chosen == "packed" and parts[0].num_tokens < sequence_length:
+    training = SequenceDataset(
+        shard_of(train, encoder, cache), chosen, sequence_length, labelled_fraction=labelled_fraction
+    )
+    if label_column is not None and not training.class_names:
         raise LTMError(
-            f"{source}: the training split has {parts[0].num_tokens} tokens, fewer than one sequence of "
+            f"{source}: no training document has a class in {label_column!r}; name the field that holds it with "
+            "label_column, or leave that out"
+        )
+    if chosen == "packed" and training.num_tokens < sequence_length:
+        raise LTMError(
+            f"{source}: the training split has {training.num_tokens} tokens, fewer than one sequence of "
             f"{sequence_length}; give more text, a smaller sequence_length, or layout=documents"
         )
-    return Data(parts[0], parts[1], encoder)
+    validating = SequenceDataset(
+        shard_of(held, encoder, cache), chosen, sequence_length, class_names=training.class_names
+    )
+    return Data(training, validating, encoder)
 
 
 def build_evaluation_data(
@@ -114,10 +139,13 @@ def build_evaluation_data(
     seed: int = 0,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> SequenceDataset:
     """Any source with a tokenizer that there is already; the arguments are those of `build_data`.
 
-    ``split`` says which split of the fables or of a hub data set to take; local files are taken whole.
+    ``split`` says which split of the fables or of a hub data set to take; local files are taken whole. ``class_names``
+    numbers the classes as a run does (`SequenceDataset`).
 
     Raises:
         LTMError: the source is unusable or has no documents.
@@ -130,9 +158,13 @@ def build_evaluation_data(
         documents=documents,
         seed=seed,
         streaming=streaming,
+        label_column=label_column,
     )
     return SequenceDataset(
-        shard_of(corpus, tokenizer, _cache_path(cache_dir)), choose_layout(layout, source), sequence_length
+        shard_of(corpus, tokenizer, _cache_path(cache_dir)),
+        choose_layout(layout, source, label_column),
+        sequence_length,
+        class_names=class_names,
     )
 
 
@@ -169,9 +201,14 @@ def _sample(corpus: Corpus, characters: int) -> Iterator[str]:
             return
 
 
-def choose_layout(layout: str, source: str) -> Layout:
+def choose_layout(layout: str, source: str, label_column: str | None = None) -> Layout:
     if layout == "auto":
-        return "documents" if source == "fables" else "packed"
+        return "documents" if source == "fables" or label_column is not None else "packed"
+    if layout == "packed" and label_column is not None:
+        raise LTMError(
+            f"layout=packed with label_column={label_column!r}: a packed sequence has tokens of several documents, so "
+            "it has no class; use layout=documents or auto, or leave label_column out"
+        )
     layouts: dict[str, Layout] = {"packed": "packed", "documents": "documents"}
     if layout in layouts:
         return layouts[layout]

@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 from ltm_pyro.data.files import TextUnit, kind_of, list_files, read_rows
 from ltm_pyro.data.tokenizer import well_formed
 from ltm_pyro.errors import LTMError
+from ltm_pyro.values import nearest
 
 __all__ = [
     "Corpus",
@@ -28,6 +29,8 @@ __all__ = [
     "digest_of",
     "empty_corpus",
     "file_digest",
+    "labelled_digest",
+    "uniform_of",
 ]
 
 Split = Literal["train", "validation"]
@@ -36,11 +39,15 @@ FABLES_DOCUMENTS = {"train": 5_000, "validation": 250}
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from: ``file`` (or generator, or hub split), and ``row`` in it, from 1."""
+    """One text and where it came from: ``file`` (or generator, or hub split), and ``row`` in it, from 1.
+
+    ``label`` is the name of its class, None where that is unknown.
+    """
 
     text: str
     file: str
     row: int
+    label: str | None = None
 
 
 @runtime_checkable
@@ -67,21 +74,49 @@ def digest_of(parts: Iterable[str]) -> str:
     return total.hexdigest()
 
 
+def labelled_digest(digest: str, label_column: str | None) -> str:
+    """The fingerprint of a corpus whose classes are read from ``label_column``; without one, the digest itself."""
+    return digest if label_column is None else digest_of(["labelled", label_column, digest])
+
+
 @dataclass(frozen=True)
 class FablesCorpus:
-    """The embedded corpus: ``count`` fables of one split, drawn by its generator from ``seed``."""
+    """The embedded corpus: ``count`` fables of one split, drawn by its generator from ``seed``.
+
+    Args:
+        count: how many.
+        seed: of the generator.
+        split: which of its splits.
+        name: what messages call it.
+        label_column: the plan variable whose value is a fable's class; None gives no classes.
+
+    Raises:
+        LTMError: there is no such plan variable.
+    """
 
     count: int
     seed: int = 0
     split: Split = "train"
     name: str = "fables"
+    label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_column is not None:
+            from ltm_pyro.data.fables import PLAN_VARIABLES
+
+            if self.label_column not in PLAN_VARIABLES:
+                raise LTMError(
+                    f"label_column={self.label_column!r}: the fables have no plan variable of that name"
+                    f"{nearest(self.label_column, PLAN_VARIABLES)}"
+                )
 
     def documents(self) -> Iterator[Document]:
         """The fables in the generator's order."""
         from ltm_pyro.data.fables import generate
 
         for row, fable in enumerate(generate(self.count, seed=self.seed, split=self.split), 1):
-            yield Document(fable.text, f"fables/{self.split}", row)
+            label = None if self.label_column is None else fable.plan[self.label_column]
+            yield Document(fable.text, f"fables/{self.split}", row, label)
 
     def fingerprint(self) -> str:
         """The settings, and the generator's own files: a changed grammar is another corpus."""
@@ -89,7 +124,9 @@ class FablesCorpus:
 
         files = sorted(p for p in Path(fables.__path__[0]).rglob("*") if p.is_file() and p.suffix != ".pyc")
         own = [f"{p.name} {file_digest(p)}" for p in files]
-        return digest_of(["fables", str(self.count), str(self.seed), self.split, *own])
+        return labelled_digest(
+            digest_of(["fables", str(self.count), str(self.seed), self.split, *own]), self.label_column
+        )
 
 
 @dataclass(frozen=True)
@@ -101,17 +138,24 @@ class FileCorpus:
         column: the field of .jsonl and .parquet that holds the text.
         unit: what a document is in a .txt file; ``auto`` is the whole file where ``path`` is a folder, and
             for a single file its blank-line blocks (its lines, where it has no blank line).
+        label_column: the field of .jsonl and .parquet that holds the class; None gives no classes.
 
     Raises:
-        LTMError: nothing is there, or nothing that can be read as text.
+        LTMError: nothing is there, or nothing that can be read as text, or classes are to be read from a .txt file.
     """
 
     path: Path
     column: str = "text"
     unit: TextUnit = "auto"
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
-        list_files(self.path)
+        for path in list_files(self.path):
+            if self.label_column is not None and ".txt" in (kind_of(path) or ()):
+                raise LTMError(
+                    f"{path}: label_column={self.label_column!r}, but a .txt file has no classes; give .jsonl or "
+                    ".parquet, or leave label_column out"
+                )
 
     @property
     def name(self) -> str:
@@ -122,9 +166,9 @@ class FileCorpus:
         """The documents of each file in turn; empty ones are skipped, lone surrogates replaced by U+FFFD."""
         unit: TextUnit = "file" if self.unit == "auto" and self.path.is_dir() else self.unit
         for path in list_files(self.path):
-            for row, text in read_rows(path, column=self.column, unit=unit):
+            for row, text, label in read_rows(path, column=self.column, unit=unit, label_column=self.label_column):
                 if text and not text.isspace():
-                    yield Document(well_formed(text), str(path), row)
+                    yield Document(well_formed(text), str(path), row, label)
 
     def fingerprint(self) -> str:
         """The bytes of the files in order, wherever they lie; read once for each corpus object."""
@@ -135,7 +179,7 @@ class FileCorpus:
         parts = ["files", self.column, self.unit, str(self.path.is_dir())]
         for path in list_files(self.path):
             parts += [str(kind_of(path)), file_digest(path)]
-        return digest_of(parts)
+        return labelled_digest(digest_of(parts), self.label_column)
 
 
 def file_digest(path: Path) -> str:
@@ -191,16 +235,16 @@ class HeldOut:
     def documents(self) -> Iterator[Document]:
         """This side's documents, in the corpus's order."""
         wanted = self.split == "validation"
-        return (d for d in self.corpus.documents() if (_uniform(d.text) < self.fraction) == wanted)
+        return (d for d in self.corpus.documents() if (uniform_of(d.text) < self.fraction) == wanted)
 
     def fingerprint(self) -> str:
         """The corpus, the fraction and the side."""
         return digest_of(["held-out", repr(self.fraction), self.split, self.corpus.fingerprint()])
 
 
-def _uniform(text: str) -> float:
-    """A number in [0, 1) made from the text."""
-    raw = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+def uniform_of(text: str, purpose: str = "") -> float:
+    """A number in [0, 1) made from the text; those of two purposes have nothing to do with each other."""
+    raw = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=purpose.encode("ascii")).digest()
     return int.from_bytes(raw, "little") / 2.0**64
 
 

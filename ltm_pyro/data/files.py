@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ltm_pyro.data.labels import as_label
 from ltm_pyro.data.zstd import ZstdReader
 from ltm_pyro.errors import LTMError
 
@@ -83,23 +84,26 @@ def list_files(path: Path) -> list[Path]:
     return [path]
 
 
-def read_rows(path: Path, *, column: str, unit: TextUnit) -> Iterator[tuple[int, str]]:
-    r"""(row, text) of every document in one file, in order; rows count from 1 (for .txt and .jsonl: lines).
+def read_rows(
+    path: Path, *, column: str, unit: TextUnit, label_column: str | None = None
+) -> Iterator[tuple[int, str, str | None]]:
+    r"""(row, text, label) of every document in one file, in order; rows count from 1 (for .txt and .jsonl: lines).
 
     A byte-order mark is dropped and the line ends of .txt become ``\n``. ``unit`` says what a document is in
     a .txt file: the whole ``file``, each ``block`` between blank lines, each ``line``, or ``auto``: blocks if
-    a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too.
+    a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too. ``label`` is
+    None where there is no ``label_column``, and where a row's class is unknown (`as_label`).
     """
     kind = kind_of(path)
     if kind is None:  # pragma: no cover - list_files has refused it
         raise LTMError(f"{path}: unknown kind of file")
     with _reading(path):
         if kind[0] == ".parquet":
-            yield from _parquet_rows(path, column)
+            yield from _parquet_rows(path, column, label_column)
         elif kind[0] == ".jsonl":
-            yield from _json_rows(path, kind[1], column)
+            yield from _json_rows(path, kind[1], column, label_column)
         else:
-            yield from _text_rows(path, kind[1], unit)
+            yield from ((row, text, None) for row, text in _text_rows(path, kind[1], unit))
 
 
 @contextmanager
@@ -185,7 +189,9 @@ def _unix(line: str) -> str:
     return line.replace("\r\n", "\n").replace("\r", "\n") if "\r" in line else line
 
 
-def _json_rows(path: Path, compression: str, column: str) -> Iterator[tuple[int, str]]:
+def _json_rows(
+    path: Path, compression: str, column: str, label_column: str | None
+) -> Iterator[tuple[int, str, str | None]]:
     for number, line in _lines(path, compression):
         if not line.strip():
             continue
@@ -200,30 +206,36 @@ def _json_rows(path: Path, compression: str, column: str) -> Iterator[tuple[int,
             raise LTMError(f'{where}: expected a JSON object such as {{"text": "…"}}, got {type(record).__name__}')
         if column not in record:
             raise LTMError(missing_column(where, column, list(record)))
-        yield number, _as_text(record[column], where, column)
+        label = None if label_column is None else as_label(record.get(label_column), where, label_column)
+        yield number, _as_text(record[column], where, column), label
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[tuple[int, str]]:
+def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator[tuple[int, str, str | None]]:
     parquet = optional_import("pyarrow.parquet", f"{path}: reading .parquet")
     arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
     try:
         with parquet.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
                 raise LTMError(missing_column(str(path), column, file.schema_arrow.names))
+            if label_column is not None and label_column not in file.schema_arrow.names:
+                raise LTMError(missing_column(str(path), label_column, file.schema_arrow.names, "label_column"))
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            wanted = [column] if label_column is None else list(dict.fromkeys([column, label_column]))
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                for record in batch.to_pylist():
                     row += 1
-                    yield row, _as_text(value, f"{path}, row {row}", column)
+                    where = f"{path}, row {row}"
+                    label = None if label_column is None else as_label(record[label_column], where, label_column)
+                    yield row, _as_text(record[column], where, column), label
     except (arrow_error, OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the operating system's; `read_rows` words it
         raise LTMError(f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again") from error
 
 
-def missing_column(where: str, column: str, columns: list[str]) -> str:
-    """The message for a column that is not there."""
-    return f"{where}: no column {column!r}; there is {', '.join(columns) or 'none'}: choose one with `column`"
+def missing_column(where: str, column: str, columns: list[str], setting: str = "column") -> str:
+    """The message for a column that is not there, and that ``setting`` names."""
+    return f"{where}: no column {column!r}; there is {', '.join(columns) or 'none'}: choose one with `{setting}`"
 
 
 def _as_text(value: object, where: str, column: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ltm_pyro.data.corpora import Document, Split, digest_of, file_digest
+from ltm_pyro.data.corpora import Document, Split, digest_of, file_digest, labelled_digest
 from ltm_pyro.data.files import first_line, missing_column, optional_import
+from ltm_pyro.data.labels import as_label
 from ltm_pyro.data.tokenizer import well_formed
 from ltm_pyro.errors import LTMError
 
@@ -34,6 +35,8 @@ class HubCorpus:
         column: the text column where the source names none.
         split: which split to read.
         streaming: read rows from the hub as they are asked for, and keep no copy of the data set.
+        label_column: the column that holds the class; None gives no classes. Where it is a ``ClassLabel``, a class has
+            the name that the data set gives it, and -1 is unknown.
 
     Raises:
         LTMError: on first use, where the data set cannot be had or has no such column.
@@ -43,6 +46,7 @@ class HubCorpus:
     column: str | None = None
     split: Split = "train"
     streaming: bool = False
+    label_column: str | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +100,9 @@ class HubCorpus:
         if rows.column_names is not None:
             if column not in rows.column_names:
                 raise LTMError(missing_column(self.source, column, list(rows.column_names)))
-            rows = rows.select_columns([column])
+            if self.label_column is not None and self.label_column not in rows.column_names:
+                raise LTMError(missing_column(self.source, self.label_column, list(rows.column_names), "label_column"))
+            rows = rows.select_columns(list(dict.fromkeys([column, self.label_column or column])))
         try:
             for row, record in enumerate(rows, 1):
                 if column not in record:
@@ -108,7 +114,8 @@ class HubCorpus:
                         "choose another column with hf:name:column"
                     )
                 if text and not text.isspace():
-                    yield Document(well_formed(text), f"{self.source} {self._chosen}", row)
+                    label = self._label(record, f"{self.source}, row {row}")
+                    yield Document(well_formed(text), f"{self.source} {self._chosen}", row, label)
         except LTMError:
             raise
         except Exception as error:
@@ -116,8 +123,23 @@ class HubCorpus:
                 f"{self.source}: reading broke off ({first_line(error)}); check the connection and run again"
             ) from error
 
+    def _label(self, record: Mapping[str, Any], where: str) -> str | None:
+        if self.label_column is None:
+            return None
+        value = record.get(self.label_column)
+        if self._class_names is not None and isinstance(value, int):
+            value = self._class_names[value] if value >= 0 else None
+        return as_label(value, where, self.label_column)
+
+    @cached_property
+    def _class_names(self) -> Sequence[str] | None:
+        """Names of the classes that the data set stores as numbers."""
+        features = self._splits[self._chosen].features or {}
+        names: Sequence[str] | None = getattr(features.get(self.label_column), "names", None)
+        return names
+
     def fingerprint(self) -> str:
-        """Column, split and content: the bytes of a folder or of the downloads, of a stream the commit."""
+        """Columns, split and content: the bytes of a folder or of the downloads, of a stream the commit."""
         return self._fingerprint
 
     @cached_property
@@ -133,8 +155,8 @@ class HubCorpus:
         elif self.streaming:
             parts += [name, str(config), _commit(name, self.source)]
         else:  # a data set that lies in memory alone
-            parts += [document.text for document in self.documents()]
-        return digest_of(parts)
+            parts += [d.text if d.label is None else repr((d.text, d.label)) for d in self.documents()]
+        return labelled_digest(digest_of(parts), self.label_column)
 
 
 def _commit(name: str, source: str) -> str:

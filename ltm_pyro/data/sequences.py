@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ltm_pyro.batch import TokenBatch
+from ltm_pyro.data.labels import UNKNOWN, renumbering
 from ltm_pyro.data.shards import Shard
 from ltm_pyro.errors import LTMError
 
@@ -34,14 +35,27 @@ class SequenceDataset:
         shard: the tokens.
         layout: ``packed`` or ``documents``.
         sequence_length: N, the greatest length.
+        class_names: the names behind the numbers of ``labels``; None is the shard's own. A document whose class
+            has another name is unlabelled.
+        labelled_fraction: share of the documents that keep their label, chosen by a hash of their text.
 
     Raises:
-        LTMError: the length is not positive or the layout unknown.
+        LTMError: the length is not positive, the layout unknown or the share outside [0, 1].
     """
 
-    def __init__(self, shard: Shard, layout: Layout, sequence_length: int) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        layout: Layout,
+        sequence_length: int,
+        *,
+        class_names: Sequence[str] | None = None,
+        labelled_fraction: float = 1.0,
+    ) -> None:
         if sequence_length < 1:
             raise LTMError(f"sequence_length={sequence_length}: expected at least 1")
+        if not 0.0 <= labelled_fraction <= 1.0:
+            raise LTMError(f"labelled_fraction={labelled_fraction}: expected a number between 0 and 1")
         self.shard = shard
         self.layout: Layout = layout
         self.sequence_length = sequence_length
@@ -53,6 +67,12 @@ class SequenceDataset:
             raise LTMError(f"layout={layout!r}: expected packed or documents")
         # Sequence i is tokens[bounds[i]:bounds[i + 1]].
         self._bounds: npt.NDArray[np.int64] = np.append(starts, np.int64(self.num_tokens))
+        self.class_names = shard.manifest.classes if class_names is None else tuple(class_names)
+        # The class of each document, then an unknown one for sequences that are not of one document.
+        self._labels = np.full(self.num_documents + 1, UNKNOWN, dtype=np.int64)
+        if shard.labels is not None:
+            numbers = renumbering(shard.manifest.classes, self.class_names)[shard.labels["class"]]
+            self._labels[:-1] = np.where(shard.labels["draw"] < labelled_fraction, numbers, UNKNOWN)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -68,6 +88,11 @@ class SequenceDataset:
         return self.shard.manifest.num_documents
 
     @property
+    def num_labelled(self) -> int:
+        """Documents whose class is known."""
+        return int((self._labels != UNKNOWN).sum())
+
+    @property
     def end_of_text(self) -> int:
         """The id that ends every document."""
         return self.shard.manifest.end_of_text
@@ -80,6 +105,9 @@ class SequenceDataset:
     def batch(self, indices: Sequence[int]) -> TokenBatch:
         """The chosen sequences, padded with end-of-text to the longest of them.
 
+        ``labels`` are the numbers of their documents' classes in `class_names`: -1 where the class is unknown, and for
+        a sequence with tokens of several documents. They are None where there are no class names.
+
         Raises:
             LTMError: no index, or one outside 0 … len - 1.
         """
@@ -89,14 +117,19 @@ class SequenceDataset:
         if chosen.min() < 0 or chosen.max() >= len(self):
             wrong = chosen[(chosen < 0) | (chosen >= len(self))][0]
             raise LTMError(f"sequence index {wrong}: expected 0 … {len(self) - 1}")
-        begins, lengths = self._bounds[chosen], self._bounds[chosen + 1] - self._bounds[chosen]
+        begins, ends = self._bounds[chosen], self._bounds[chosen + 1]
+        lengths = ends - begins
         tokens = np.full((len(chosen), int(lengths.max())), self.end_of_text, dtype=np.int64)
         start = np.full(len(chosen), self.end_of_text, dtype=np.int64)
         for row, (begin, length) in enumerate(zip(begins.tolist(), lengths.tolist(), strict=True)):
             tokens[row, :length] = self.shard.tokens[begin : begin + length]
             if begin > 0:  # the token before a document's first is the end-of-text of the document before
                 start[row] = self.shard.tokens[begin - 1]
-        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(start))
+        labels = None
+        if self.class_names:
+            first, last = (np.searchsorted(self.shard.offsets, at, side="right") - 1 for at in (begins, ends - 1))
+            labels = torch.from_numpy(self._labels[np.where(first == last, first, -1)])
+        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(start), labels=labels)
 
     def document_of(self, index: int) -> range:
         """The documents, from 0, that a sequence has tokens of; an end-of-text token is part of its own."""

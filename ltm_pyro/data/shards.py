@@ -1,8 +1,8 @@
 """Token shards: a corpus tokenised once into flat memory-mapped files, cached by content.
 
 A shard is a folder: ``tokens.bin`` (little-endian uint16 or uint32; every document followed by its
-end-of-text token), ``documents.bin`` (little-endian int64: where each document begins, and the end) and
-``manifest.json``.
+end-of-text token), ``documents.bin`` (little-endian int64: where each document begins, and the end),
+``manifest.json`` and, where a document has a class, ``labels.bin`` (`LABEL_RECORD` for every document).
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ltm_pyro.data.cache import cached_folder, default_cache_dir, hashed_file
-from ltm_pyro.data.corpora import Corpus, digest_of, empty_corpus, file_digest
+from ltm_pyro.data.corpora import Corpus, Document, digest_of, empty_corpus, file_digest, uniform_of
+from ltm_pyro.data.labels import UNKNOWN, in_natural_order, renumbering
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
 
-__all__ = ["Manifest", "Shard", "shard_of", "tokenize_corpus"]
+__all__ = ["LABEL_RECORD", "Manifest", "Shard", "shard_of", "tokenize_corpus"]
 
 _FORMAT = 1
 _BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 1_000_000
 
+LABEL_RECORD = np.dtype([("class", "<i4"), ("draw", "<f8")])
+"""A document's class, -1 where it is unknown, and a number in [0, 1) made from its text: a share of the classes is kept
+by it, so that another share needs no other shard."""
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` says of a shard; the two digests are SHA-256 of the files."""
+    """What ``manifest.json`` says of a shard; the digests are SHA-256 of the files.
+
+    ``classes`` are the names of the documents' classes; without classes, they and their digest are left out.
+    """
 
     format: int
     dtype: str
@@ -44,6 +52,8 @@ class Manifest:
     name: str
     tokens_sha256: str
     documents_sha256: str
+    classes: tuple[str, ...] = ()
+    labels_sha256: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +64,13 @@ class Shard:
         tokens: all documents one after another, each followed by its end-of-text token.
         offsets: (documents + 1,) where each document begins in ``tokens``; the last entry is their number.
         manifest: counts and identities.
+        labels: (documents,) of `LABEL_RECORD`; None where no document has a class.
     """
 
     tokens: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
     manifest: Manifest
+    labels: npt.NDArray[Any] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Shard:
@@ -68,22 +80,31 @@ class Shard:
             LTMError: a file is missing or is not what the manifest says.
         """
         try:
-            manifest = Manifest(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+            content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            if "classes" in content:
+                content["classes"] = tuple(content["classes"])
+            manifest = Manifest(**content)
             if manifest.format != _FORMAT:
                 raise ValueError(f"format {manifest.format}, expected {_FORMAT}")
             for name, expected in (
                 ("tokens", manifest.tokens_sha256),
                 ("documents", manifest.documents_sha256),
+                ("labels", manifest.labels_sha256),
             ):
-                if file_digest(folder / f"{name}.bin") != expected:
+                if expected is not None and file_digest(folder / f"{name}.bin") != expected:
                     raise ValueError(f"{name}.bin has changed since it was written")
             tokens = np.memmap(folder / "tokens.bin", dtype=manifest.dtype, mode="r")
             offsets = np.fromfile(folder / "documents.bin", dtype="<i8").astype(np.int64, copy=False)
             if (len(tokens), len(offsets)) != (manifest.num_tokens, manifest.num_documents + 1):
                 raise ValueError("the counts in manifest.json are not those of the files")
+            labels = np.fromfile(folder / "labels.bin", dtype=LABEL_RECORD) if manifest.classes else None
+            if labels is not None and (
+                len(labels) != manifest.num_documents or labels["class"].max() >= len(manifest.classes)
+            ):
+                raise ValueError("labels.bin is not that of the manifest's documents and classes")
         except (OSError, ValueError, TypeError, LTMError) as error:
             raise LTMError(f"{folder}: not a sound token shard ({error}); delete it and run again") from error
-        return cls(tokens, offsets, manifest)
+        return cls(tokens, offsets, manifest, labels)
 
 
 def shard_of(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path | None = None) -> Shard:
@@ -100,23 +121,27 @@ def shard_of(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path | None = None
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Manifest:
-    """Writes a corpus as a shard into an existing folder, holding one batch of documents in memory at a time.
+    """Writes a corpus as a shard into an existing folder, holding one batch of texts in memory at a time.
 
     Raises:
         LTMError: the corpus has no documents, or cannot be read.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     end, count, position = [tokenizer.end_of_text], 0, 0
+    names: dict[str, int] = {}  # the classes in the order in which they were met
+    labels: list[npt.NDArray[Any]] = []
     with hashed_file(folder / "tokens.bin") as tokens, hashed_file(folder / "documents.bin") as documents:
         documents.write(np.zeros(1, "<i8").tobytes())
-        for texts in _batches(corpus):
-            encoded = [np.array(ids + end, dtype) for ids in tokenizer.encode_batch(texts)]
+        for batch in _batches(corpus):
+            encoded = [np.array(ids + end, dtype) for ids in tokenizer.encode_batch([d.text for d in batch])]
             tokens.write(b"".join(ids.tobytes() for ids in encoded))
             ends = position + np.cumsum([len(ids) for ids in encoded])
             documents.write(ends.astype("<i8").tobytes())
             count, position = count + len(encoded), int(ends[-1])
+            labels.append(np.array([_label_record(d, names) for d in batch], LABEL_RECORD))
     if count == 0:
         raise empty_corpus(corpus)
+    classes = in_natural_order(names)
     manifest = Manifest(
         format=_FORMAT,
         dtype=dtype.str,
@@ -129,20 +154,40 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Manif
         name=corpus.name,
         tokens_sha256=tokens.digest,
         documents_sha256=documents.digest,
+        classes=classes,
+        labels_sha256=_write_labels(folder, np.concatenate(labels), renumbering(list(names), classes))
+        if names
+        else None,
     )
+    content = {key: value for key, value in asdict(manifest).items() if value is not None and value != ()}
     with hashed_file(folder / "manifest.json") as file:
-        file.write((json.dumps(asdict(manifest), indent=2) + "\n").encode())
+        file.write((json.dumps(content, indent=2) + "\n").encode())
     return manifest
 
 
-def _batches(corpus: Corpus) -> Iterator[list[str]]:
-    texts: list[str] = []
+def _label_record(document: Document, names: dict[str, int]) -> tuple[int, float]:
+    """A document's `LABEL_RECORD`; a class that is new in ``names`` is added there."""
+    if document.label is None:
+        return UNKNOWN, 0.0
+    return names.setdefault(document.label, len(names)), uniform_of(document.text, "labels")
+
+
+def _write_labels(folder: Path, labels: npt.NDArray[Any], new_numbers: npt.NDArray[np.int64]) -> str:
+    """Writes the documents' classes under their new numbers; returns the digest."""
+    labels["class"] = new_numbers[labels["class"]]
+    with hashed_file(folder / "labels.bin") as file:
+        file.write(labels.tobytes())
+    return file.digest
+
+
+def _batches(corpus: Corpus) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     characters = 0
     for document in corpus.documents():
-        texts.append(document.text)
+        batch.append(document)
         characters += len(document.text)
-        if len(texts) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield texts
-            texts, characters = [], 0
-    if texts:
-        yield texts
+        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -30,6 +30,7 @@ def open_corpus(
     documents: int | None = None,
     seed: int = 0,
     streaming: bool = False,
+    label_column: str | None = None,
 ) -> Corpus:
     """The corpus that a SOURCE string names.
 
@@ -41,21 +42,23 @@ def open_corpus(
         documents: how many documents; None is all of them, for fables 5 000 (validation: 250).
         seed: of the fables' generator.
         streaming: read a hub data set without keeping a copy of it.
+        label_column: the field that holds a document's class, for fables a plan variable; None gives no classes.
 
     Raises:
-        LTMError: the source cannot be what it says.
+        LTMError: the source cannot be what it says, or has no such classes.
     """
     if documents is not None and documents < 1:
         raise LTMError(f"documents={documents}: expected at least 1, or nothing for all of them")
     if source == "fables":
-        return FablesCorpus(FABLES_DOCUMENTS[split] if documents is None else documents, seed, split)
+        count = FABLES_DOCUMENTS[split] if documents is None else documents
+        return FablesCorpus(count, seed, split, label_column=label_column)
     corpus: Corpus
     if source.startswith("hf:"):
-        corpus = HubCorpus(source, column, split, streaming)
+        corpus = HubCorpus(source, column, split, streaming, label_column)
     elif not source:
         raise LTMError("the data source is empty; give `fables`, a file or folder, or `hf:name`")
     else:
-        corpus = FileCorpus(Path(source).expanduser(), column or "text", _text_unit(text_unit))
+        corpus = FileCorpus(Path(source).expanduser(), column or "text", _text_unit(text_unit), label_column)
     return corpus if documents is None else Limited(corpus, documents)
 
 
@@ -69,6 +72,7 @@ def split_corpus(
     documents: int | None = None,
     seed: int = 0,
     streaming: bool = False,
+    label_column: str | None = None,
 ) -> tuple[Corpus, Corpus]:
     """(training, validation) corpora of a source.
 
@@ -90,6 +94,7 @@ def split_corpus(
             documents=count,
             seed=seed,
             streaming=streaming,
+            label_column=label_column,
         )
 
     train = opened(source, "train", documents)
@@ -107,7 +112,7 @@ def split_corpus(
     if isinstance(train, FablesCorpus):
         return train, opened(source, "validation", max(1, round(train.count * fraction)))
     if source.startswith("hf:"):
-        own = HubCorpus(source, column, "validation", streaming)
+        own = HubCorpus(source, column, "validation", streaming, label_column)
         if own.has_validation:
             return train, own
     return HeldOut(train, fraction, "train"), HeldOut(train, fraction, "validation")

@@ -37,6 +37,8 @@ class Report:
         samples: S, draws per sequence.
         fast_steps: T_fast of the fits.
         seed: of the fits and draws.
+        bound: False where q is a point estimate: there is no ELBO and no KL, but a ``log_joint``, -log p(x, z) / N at
+            the point, which is no bound and changes with the units of z.
     """
 
     terms: ELBOTerms
@@ -44,22 +46,38 @@ class Report:
     samples: int
     fast_steps: int
     seed: int
+    bound: bool = True
 
     def mean(self, name: str) -> tuple[float, float]:
-        """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error (NaN for one sequence)."""
-        values = {
-            "elbo": -self.terms.elbo,
-            "reconstruction": -self.terms.log_likelihood,
-            "kl": self.terms.kl,
-        }[name]
-        return _ratio(values, self.num_scored)
+        """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error (NaN for one sequence).
+
+        Raises:
+            LTMError: ``elbo`` or ``kl`` of a point estimate.
+        """
+        values = {"reconstruction": -self.terms.log_likelihood}
+        if self.bound:
+            values |= {"elbo": -self.terms.elbo, "kl": self.terms.kl}
+        else:
+            values["log_joint"] = -self.terms.elbo
+        if name not in values:
+            raise LTMError(f"a point estimate has no {name}: it reports {' and '.join(values)}, and bounds nothing")
+        return _ratio(values[name], self.num_scored)
 
     def to_dict(self, protocols: Sequence[Protocol] = PROTOCOLS) -> dict[str, Any]:
-        """Plain values under the names and units of metrics.jsonl; a single sequence's standard error is None."""
+        """Plain values under the names and units of metrics.jsonl; what there is none of is None.
+
+        That is the standard error of a single sequence, and the ELBO and KL of a point estimate.
+        """
         row: dict[str, Any] = {}
         for name in (*protocols, "kl"):
+            if not self.bound and name in ("elbo", "kl"):
+                row[name] = row[f"{name}_se"] = None
+                continue
             row[name], error = self.mean(name)
             row[f"{name}_se"] = None if math.isnan(error) else error
+        if not self.bound:
+            row["log_joint"], error = self.mean("log_joint")
+            row["log_joint_se"] = None if math.isnan(error) else error
         return row | {
             "sequences": len(self.num_scored),
             "tokens": int(self.num_scored.sum()),
@@ -81,7 +99,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Report:
-    """Fits each sequence's posterior and scores it on noise drawn afterwards.
+    """Fits each sequence's posterior and scores it on noise drawn afterwards; labels stay unseen.
 
     Args:
         svi: the model, its guide and the settings of the fast loop.
@@ -102,18 +120,20 @@ def evaluate(
     if not indices:
         raise LTMError("there are no sequences to evaluate: choose another source or split")
     steps = svi.fast.steps if fast_steps is None else fast_steps
+    if not svi.guide.refined:
+        steps = 0
     parts, counts = [], []
     for batch in _batches(data, indices, max(batch_size // samples, 1)):
         posterior = svi.infer(batch.to(device), steps=steps, seed=seed, lr=fast_lr)
         terms = posterior.elbo_terms(samples)
         parts.append(ELBOTerms(terms.log_likelihood.double().cpu(), terms.kl.double().cpu()))
         counts.append(batch.num_scored)
-    return Report(ELBOTerms.cat(parts), torch.cat(counts), samples, steps, seed)
+    return Report(ELBOTerms.cat(parts), torch.cat(counts), samples, steps, seed, svi.guide.has_density)
 
 
 def _batches(data: SequenceDataset, indices: Sequence[int], size: int) -> Iterator[TokenBatch]:
     for start in range(0, len(indices), size):
-        yield data.batch(indices[start : start + size])
+        yield data.batch(indices[start : start + size]).unlabelled()
 
 
 def _ratio(values: Float[Tensor, " sequence"], counts: Int[Tensor, " sequence"]) -> tuple[float, float]:

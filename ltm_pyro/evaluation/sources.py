@@ -14,15 +14,30 @@ __all__ = ["generator_entropy", "validation_data"]
 
 
 def validation_data(
-    settings: Settings, tokenizer: Tokenizer, source: str | None = None, column: str | None = None
+    settings: Settings,
+    tokenizer: Tokenizer,
+    source: str | None = None,
+    column: str | None = None,
+    *,
+    class_names: Sequence[str] = (),
+    label_column: str | None = None,
 ) -> SequenceDataset:
     """Sequences of another ``source``, or a run's validation sequences where that is None.
+
+    Args:
+        settings: of the run.
+        tokenizer: of the run.
+        source: what to take instead of the run's validation text.
+        column: the text column of ``source``; None is the run's.
+        class_names: the run's classes, by which labels are numbered; empty gives no labels.
+        label_column: the field of ``source`` that holds the class; None gives its sequences no class that is known.
+            The run's own validation text has the run's field.
 
     Raises:
         LTMError: the source is unusable.
     """
     data, seed = settings.data, settings.training.seed
-    layout = choose_layout(data.layout, source or data.source)
+    layout = choose_layout(data.layout, source or data.source, data.label_column)
     if source is not None:
         return build_evaluation_data(
             source,
@@ -34,6 +49,8 @@ def validation_data(
             seed=seed,
             streaming=data.streaming,
             cache_dir=data.cache_dir,
+            label_column=label_column,
+            class_names=class_names,
         )
     _, corpus = split_corpus(
         data.source,
@@ -44,9 +61,10 @@ def validation_data(
         documents=data.documents,
         seed=seed,
         streaming=data.streaming,
+        label_column=data.label_column,
     )
     cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
-    return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length)
+    return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length, class_names=class_names)
 
 
 def generator_entropy(data: SequenceDataset, indices: Sequence[int], tokenizer: Tokenizer) -> float | None:

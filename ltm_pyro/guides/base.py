@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ltm_pyro.batch import TokenBatch
@@ -21,9 +23,15 @@ class Guide(nn.Module, ABC):
     What a guide keeps as a module (an encoder, say) is slow and learns with the decoder.
     """
 
+    refined: ClassVar[bool] = True
+    """Whether the fast loop moves the local parameters; False takes them as `init_local` makes them."""
+
+    has_density: ClassVar[bool] = True
+    """False for a point estimate: its ELBO is no bound, and evaluations do not report it as one."""
+
     @abstractmethod
     def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:
-        """Starting values, leaf tensors with leading dimension B.
+        """Starting values, tensors with leading dimension B; the fast loop works on copies of them.
 
         Args:
             batch: the sequences to be inferred.
@@ -33,3 +41,14 @@ class Guide(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: TokenBatch, local: LocalParams) -> None:
         """Calls ``pyro.sample`` at every latent site, inside the plate ``sequences`` (dim -1)."""
+
+    def attached(self, batch: TokenBatch, local: LocalParams) -> LocalParams:
+        """The fitted parameters as functions of the guide's own weights, for the slow gradient.
+
+        A local guide's are constants, and come back as they are.
+        """
+        return local
+
+    def slow_loss(self, batch: TokenBatch, local: LocalParams) -> Float[Tensor, " batch"] | None:
+        """(B,) what the slow step makes small besides -L, in nats, for the sake of the guide's own weights; or None."""
+        return None

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution, register_kl
-from torch.distributions.transforms import ReshapeTransform, Transform
+from torch.distributions.transforms import ReshapeTransform
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
@@ -79,13 +79,7 @@ class LocalLowRank(LocalNormal):
                     local[f"{site.name}.log_var"].flatten(1).exp(),
                     validate_args=False,
                 )
-                pyro.sample(site.name, dist.TransformedDistribution(flat, _onto(site), validate_args=False))
-
-
-def _onto(site: LatentSite) -> list[Transform]:
-    shape = site.unconstrained_shape
-    reshape = ReshapeTransform(torch.Size([shape.numel()]), shape)
-    return [reshape] if site.transform is None else [reshape, site.transform]
+                pyro.sample(site.name, dist.TransformedDistribution(flat, site.from_flat, validate_args=False))
 
 
 @register_kl(TransformedDistribution, Independent)  # type: ignore[untyped-decorator]

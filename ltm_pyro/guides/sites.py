@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Size
 from torch.distributions import biject_to, constraints
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import ReshapeTransform, Transform
 
 from ltm_pyro.errors import LTMError
 from ltm_pyro.model import LatentThoughtModel
@@ -40,6 +40,13 @@ class LatentSite:
     def transform(self) -> Transform | None:
         """Bijection from the reals to the support; None is the identity."""
         return None if self.support is None else biject_to(self.support)
+
+    @property
+    def from_flat(self) -> list[Transform]:
+        """From the preimage as a vector to the value; cached, so that a draw's density has its preimage at hand."""
+        flat = torch.Size([self.unconstrained_shape.numel()])
+        reshape = ReshapeTransform(flat, self.unconstrained_shape, cache_size=1)
+        return [reshape] if self.transform is None else [reshape, self.transform.with_cache(1)]
 
 
 def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
@@ -93,7 +100,7 @@ _PROBE = 13  # sequences in the traced program: a number that no other dimension
 def _prior_program(model: LatentThoughtModel):  # type: ignore[no-untyped-def]
     def program() -> None:
         with pyro.plate("sequences", _PROBE, dim=-1):
-            model.prior(_PROBE)
+            model.prior.template(_PROBE)
 
     return program
 

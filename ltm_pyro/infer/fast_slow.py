@@ -22,6 +22,7 @@ from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.posterior import Posterior, autocasting
+from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, draw_seed, sequence_noise
 
@@ -37,6 +38,8 @@ class StepInfo:
         terms: (B,) ELBO terms at the final q, before the slow update; None where the ELBO does not give them apart.
         num_scored: (B,) scored tokens.
         gradient_norm: scalar, norm of the slow gradient before clipping.
+        guide_loss: scalar, what the guide's own weights are taught besides the ELBO, in nats per scored token (how far
+            a semi-amortised guide's encoder starts from where the fast loop ends); None where there is no such thing.
         posteriors: those of the micro-batches; they were fitted under the weights before the update, and score under
             the model's present ones.
     """
@@ -46,6 +49,7 @@ class StepInfo:
     num_scored: Tensor
     gradient_norm: Float[Tensor, ""]
     posteriors: Sequence[Posterior]
+    guide_loss: Float[Tensor, ""] | None = None
 
 
 class FastSlowSVI:
@@ -67,6 +71,12 @@ class FastSlowSVI:
         elbo: any differentiable ELBO of Pyro; None is `SequenceELBO`, which gives the terms apart.
         clip_norm: the slow gradient's norm is clipped to this; None leaves it.
         autocast: type of the decoder's products (bfloat16, say); None for the weights' own.
+        free_bits: nats of a sequence's KL that training does not charge for; it reports the ELBO all the same.
+        starts: where `step` keeps each sequence's fitted local parameters, to start from when it meets the sequence
+            again; None starts every time anew. `infer` neither reads nor fills it.
+
+    Raises:
+        LTMError: the prior refuses the guide, or a setting needs `SequenceELBO`.
 
     References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors; Hoffman
     et al. (2013), Stochastic Variational Inference.
@@ -82,7 +92,11 @@ class FastSlowSVI:
         elbo: ELBO | None = None,
         clip_norm: float | None = None,
         autocast: torch.dtype | None = None,
+        free_bits: float = 0.0,
+        starts: PosteriorTable | None = None,
     ):
+        if refusal := model.prior.refusal(type(guide)):
+            raise LTMError(refusal)
         self.model = model
         self.guide = guide
         self.fast = fast or FastConfig()
@@ -90,8 +104,11 @@ class FastSlowSVI:
         self.elbo = elbo or SequenceELBO()
         self.clip_norm = clip_norm
         self.autocast = autocast
-        if self.fast.tolerance is not None and not isinstance(self.elbo, SequenceELBO):
-            raise LTMError("a tolerance needs each sequence's own ELBO: leave elbo out, or pass a SequenceELBO")
+        self.free_bits = free_bits
+        self.starts = starts
+        for name, asked in (("a tolerance", self.fast.tolerance is not None), ("free_bits", free_bits > 0)):
+            if asked:
+                self._require_terms(name)
 
     def infer(
         self, batch: TokenBatch, *, steps: int | None = None, seed: int | None = None, lr: float | None = None
@@ -117,6 +134,7 @@ class FastSlowSVI:
         micro_batch_size: int | None = None,
         seed: int | None = None,
         lr: float | None = None,
+        kl_weight: float = 1.0,
     ) -> StepInfo:
         """Infers every sequence, then takes one slow step on the batch.
 
@@ -126,6 +144,8 @@ class FastSlowSVI:
                 result is that of the whole batch up to rounding.
             seed: of the sequences' noise; None draws one from torch's global stream.
             lr: η_fast; None takes the configured one.
+            kl_weight: what the KL counts for in training (KL annealing), fast steps included; what is reported is the
+                ELBO all the same.
 
         Raises:
             LTMError: there is no slow optimiser.
@@ -134,17 +154,21 @@ class FastSlowSVI:
             raise LTMError(
                 "FastSlowSVI.step needs a slow optimiser: pass slow=torch.optim.AdamW(model.parameters(), …)"
             )
+        if kl_weight != 1:
+            self._require_terms("a kl_weight")
+        training = _Training(self.free_bits, kl_weight, self.starts)
         seed = draw_seed() if seed is None else seed
         size = micro_batch_size or len(batch)
         weights = [p for group in self.slow.param_groups for p in group["params"] if p.requires_grad]
         self.slow.zero_grad(set_to_none=True)
         total = batch.num_scored.sum().clamp(min=1)
-        losses, terms, posteriors = [], [], []
+        losses, terms, posteriors, guide_losses = [], [], [], []
         for start in range(0, len(batch), size):
             # The whole batch keeps its index of scored tokens, which a part has to make anew.
             part = batch if size >= len(batch) else batch[slice(start, start + size)]
-            loss, part_terms, posterior = self._accumulate(part, seed, lr, weights, total)
+            loss, guide_loss, part_terms, posterior = self._accumulate(part, seed, lr, weights, total, training)
             losses.append(loss)
+            guide_losses += [] if guide_loss is None else [guide_loss]
             terms.append(part_terms)
             posteriors.append(posterior)
         gradients = [p.grad for p in weights if p.grad is not None]
@@ -159,26 +183,45 @@ class FastSlowSVI:
             num_scored=batch.num_scored,
             gradient_norm=norm,
             posteriors=posteriors,
+            guide_loss=torch.stack(guide_losses).sum() if guide_losses else None,
         )
 
     def _accumulate(
-        self, batch: TokenBatch, seed: int, lr: float | None, weights: list[Tensor], total: Tensor
-    ) -> tuple[Tensor, ELBOTerms | None, Posterior]:
+        self,
+        batch: TokenBatch,
+        seed: int,
+        lr: float | None,
+        weights: list[Tensor],
+        total: Tensor,
+        training: _Training,
+    ) -> tuple[Tensor, Tensor | None, ELBOTerms | None, Posterior]:
         """Infers a micro-batch and adds its slow gradient to the weights' ``grad``."""
         generator = SequenceGenerator(batch.keys, seed)
         if self.fast.slow_gradient == "trajectory":
-            fit = self._fit(batch, generator, self.fast.steps, lr, weights, total)
+            fit = self._fit(batch, generator, self.fast.steps, lr, training, weights, total)
         else:
             with _constant(self.model, self.guide):
-                fit = self._fit(batch, generator, self.fast.steps, lr)
+                fit = self._fit(batch, generator, self.fast.steps, lr, training)
         if self.fast.noise == "fixed":
             generator.draws = fit.first_draw
         else:
             generator = SequenceGenerator(batch.keys, seed, "slow")
-        loss, terms = self._evaluate(batch, fit.local, generator, None)
-        (loss / total).backward()
+        loss, terms = self._evaluate(batch, self.guide.attached(batch, fit.local), generator, None)
+        taught = loss if terms is None else training.loss(terms).sum()
+        with autocasting(batch.device, self.autocast):
+            guide_loss = self.guide.slow_loss(batch, fit.local)
+        if guide_loss is not None:
+            guide_loss = guide_loss.sum() / total
+        (taught / total + (0.0 if guide_loss is None else guide_loss)).backward()
+        if self.starts is not None:
+            self.starts.store(batch.keys, fit.local)
         posterior = Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
-        return loss.detach() / total, None if terms is None else terms.detach(), posterior
+        return (
+            loss.detach() / total,
+            None if guide_loss is None else guide_loss.detach(),
+            None if terms is None else terms.detach(),
+            posterior,
+        )
 
     def _fit(
         self,
@@ -186,15 +229,20 @@ class FastSlowSVI:
         generator: SequenceGenerator,
         steps: int,
         lr: float | None,
+        training: _Training | None = None,
         weights: Sequence[Tensor] = (),
         total: Tensor | float = 1.0,
     ) -> _Fit:
         """The fast loop. The gradients for ``weights``, divided by ``total``, are added to their ``grad``."""
         lr = self.fast.lr if lr is None else lr
-        local = self.guide.init_local(batch, generator)
+        with autocasting(batch.device, self.autocast):
+            local = self.guide.init_local(batch, generator)
         first_draw = generator.draws
-        if not local:
-            return _Fit(local, 0, first_draw)
+        if not local or not self.guide.refined:
+            return _Fit({name: value.detach() for name, value in local.items()}, 0, first_draw)
+        if training is not None and training.starts is not None:
+            local = training.starts.start(batch.keys, local)
+        local = {name: value.detach().clone().requires_grad_() for name, value in local.items()}
         stem = None
         if not weights:
             with torch.no_grad(), autocasting(batch.device, self.autocast):
@@ -209,9 +257,10 @@ class FastSlowSVI:
             # Checks of arguments and values read the device; once per loop is enough to catch a wrong program.
             with nullcontext() if t == 0 else pyro.validation_enabled(False):
                 loss, terms = self._evaluate(batch, local, generator, stem)
-            if watch is not None and terms is not None:
+            if terms is not None:
+                losses = -terms.elbo if training is None else training.loss(terms)
                 # A sequence that is done adds no more gradients to a trajectory, however long the others go on.
-                loss = -torch.where(watch.done, 0.0, terms.elbo).sum()
+                loss = (losses if watch is None else torch.where(watch.done, 0.0, losses)).sum()
             gradients = torch.autograd.grad(loss, [*leaves, *weights], allow_unused=True)
             for leaf, gradient in zip(leaves, gradients, strict=False):
                 leaf.grad = gradient
@@ -239,6 +288,23 @@ class FastSlowSVI:
                 return -terms.elbo.sum(), terms
             loss: Tensor = self.elbo.differentiable_loss(model, guide)  # type: ignore[attr-defined]
             return loss, None
+
+    def _require_terms(self, what: str) -> None:
+        if not isinstance(self.elbo, SequenceELBO):
+            raise LTMError(f"{what} needs each sequence's own ELBO: leave elbo out, or pass a SequenceELBO")
+
+
+class _Training(NamedTuple):
+    """What training does to the ELBO and the starts, and inference does not."""
+
+    free_bits: float
+    kl_weight: float
+    starts: PosteriorTable | None
+
+    def loss(self, terms: ELBOTerms) -> Float[Tensor, " batch"]:
+        """(B,) the negative ELBO, its KL free up to ``free_bits`` and weighted."""
+        kl = terms.kl.clamp(min=self.free_bits) if self.free_bits > 0 else terms.kl
+        return self.kl_weight * kl - terms.log_likelihood
 
 
 class _Fit(NamedTuple):

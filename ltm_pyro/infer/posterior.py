@@ -135,6 +135,8 @@ class Posterior:
         batch = {"tokens": self.batch.tokens, "lengths": self.batch.lengths, "start": self.batch.start}
         if self.batch.scored is not None:
             batch["scored"] = self.batch.scored
+        if self.batch.labels is not None:
+            batch["labels"] = self.batch.labels
         tensors: dict[str, Tensor] = {f"local.{name}": value for name, value in self.local.items()}
         tensors |= {f"batch.{name}": value for name, value in batch.items()}
         about = {"format": _FORMAT, "guide": type(self.guide).__name__, "seed": self.seed, "steps": self.steps_taken}
@@ -179,7 +181,7 @@ class Posterior:
             yield
 
     def _thoughts_of(self, guide_trace: Any, num: int | None) -> tuple[Tensor, Tensor | None]:
-        """Thoughts at a guide's values; where they depend on enumerated sites, of every value, and p(k | z, x) (K, S, B)."""
+        """Thoughts at a guide's values; where an enumerated k moves them, at every k, and p(k | z, x) (K, S, B)."""
         trace = trace_model(_particles(num, self._prior), guide_trace)
         for name in _latent_names(trace):
             if name not in guide_trace and not is_enumerated(trace.nodes[name]):

@@ -6,6 +6,8 @@ from ltm_pyro.priors.hierarchical import HierarchicalPrior
 from ltm_pyro.priors.learned_gaussian import LearnedGaussianPrior
 from ltm_pyro.priors.markov import MarkovPrior
 from ltm_pyro.priors.mixture import MixturePrior
+from ltm_pyro.priors.supervised import SupervisedPrior
+from ltm_pyro.priors.vamp import VampPrior
 
 PRIORS: dict[str, type[Prior]] = {
     "gaussian": GaussianPrior,
@@ -13,6 +15,8 @@ PRIORS: dict[str, type[Prior]] = {
     "mixture": MixturePrior,
     "hierarchical": HierarchicalPrior,
     "markov": MarkovPrior,
+    "vamp": VampPrior,
+    "supervised": SupervisedPrior,
 }
 """The priors that the command line knows by name."""
 
@@ -24,4 +28,6 @@ __all__ = [
     "MarkovPrior",
     "MixturePrior",
     "Prior",
+    "SupervisedPrior",
+    "VampPrior",
 ]

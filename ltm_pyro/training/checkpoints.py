@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint", "write_durably"]
 
 FORMAT = 1
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+_POSTERIORS = "posteriors.safetensors"  # only where there are some
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Checkpoint:
         model: weights by name.
         optimizer: the slow optimiser's moments as ``<weight>.<moment>``.
         state: plain values: where the sampler stands.
+        posteriors: fitted local parameters that are in no other file yet (`PosteriorTable.unwritten`), if any are kept.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    posteriors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -134,7 +137,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     about = _read_state(path / "state.json")
     tensors = []
-    for name in _TENSOR_FILES:
+    names = [*_TENSOR_FILES, *([_POSTERIORS] if _POSTERIORS in about["sha256"] else [])]
+    for name in names:
         try:
             content = (path / name).read_bytes()
         except OSError as error:
@@ -145,7 +149,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             tensors.append(load(content))
         except SafetensorError as error:
             raise LTMError(f"checkpoint {path} is damaged: {name} is not a safetensors file ({error})") from error
-    return Checkpoint(about["step"], tensors[0], tensors[1], about["state"])
+    model, optimizer, *posteriors = tensors
+    return Checkpoint(about["step"], model, optimizer, about["state"], *posteriors)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -167,7 +172,10 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save
 
     digests = {}
-    for name, tensors in zip(_TENSOR_FILES, (checkpoint.model, checkpoint.optimizer), strict=True):
+    files = dict(zip(_TENSOR_FILES, (checkpoint.model, checkpoint.optimizer), strict=True))
+    if checkpoint.posteriors:
+        files[_POSTERIORS] = checkpoint.posteriors
+    for name, tensors in files.items():
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         digests[name] = hashlib.sha256(content).hexdigest()
         write_durably(folder / name, content)

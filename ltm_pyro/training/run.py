@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,10 @@ class RunDirectory:
             raise LTMError(f"{self.path} already holds a run: continue it with --resume, or choose another --out")
 
     @classmethod
-    def create(cls, path: str | Path, settings: Settings, tokenizer: Tokenizer) -> RunDirectory:
-        """Starts a run: the folder, its settings and its tokenizer.
+    def create(
+        cls, path: str | Path, settings: Settings, tokenizer: Tokenizer, class_names: Sequence[str] = ()
+    ) -> RunDirectory:
+        """Starts a run: the folder, its settings with the names of its classes, and its tokenizer.
 
         Raises:
             LTMError: there is a run already, or the folder cannot be written.
@@ -64,7 +67,7 @@ class RunDirectory:
             tokenizer.save(run.path / "tokenizer.json")
         except OSError as error:
             raise LTMError(f"cannot write the run directory {path}: {error.strerror}; choose another --out") from error
-        run.write_settings(settings, tokenizer.vocab_size)
+        run.write_settings(settings, tokenizer.vocab_size, class_names)
         return run
 
     @classmethod
@@ -83,7 +86,7 @@ class RunDirectory:
             raise LTMError(f"{path} is not a run directory (it has no config.json): give what `ltm-pyro train` wrote")
         return run
 
-    def write_settings(self, settings: Settings, vocab_size: int) -> None:
+    def write_settings(self, settings: Settings, vocab_size: int, class_names: Sequence[str] = ()) -> None:
         """Writes config.json in one piece.
 
         Raises:
@@ -97,6 +100,8 @@ class RunDirectory:
             "vocab_size": vocab_size,
             "settings": settings.to_dict(),
         }
+        if class_names:
+            about["classes"] = list(class_names)
         try:
             write_durably(self.path / "config.json", json.dumps(about, indent=2).encode())
         except OSError as error:
@@ -108,6 +113,11 @@ class RunDirectory:
     def settings(self) -> Settings:
         """The settings that the run was started with."""
         return Settings.from_dict(self._config()["settings"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers; empty for a run without labels."""
+        return tuple(self._config().get("classes", ()))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -130,6 +140,8 @@ class RunDirectory:
             version, settings = about["format"], about["settings"]
             if not isinstance(settings, dict):
                 raise TypeError(f"settings are {type(settings).__name__}")
+            if not all(isinstance(name, str) for name in about.get("classes", ())):
+                raise TypeError("a class has no name")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LTMError(f"{path} is damaged or no run's settings: restore it, or train the run again") from error
         if version != _FORMAT:
@@ -150,6 +162,7 @@ class LoadedRun:
         fast_lr: η_fast that training had reached.
         step: slow steps behind the weights.
         device: where the model is.
+        class_names: names of the classes, in the order of their numbers; empty for a run without labels.
     """
 
     settings: Settings
@@ -158,6 +171,18 @@ class LoadedRun:
     fast_lr: float
     step: int
     device: torch.device
+    class_names: tuple[str, ...] = ()
+
+    def class_index(self, name: str) -> int:
+        """The number of a class.
+
+        Raises:
+            LTMError: the run's data have no such class.
+        """
+        if name in self.class_names:
+            return self.class_names.index(name)
+        known = f"known are {', '.join(self.class_names)}" if self.class_names else "it was trained without labels"
+        raise LTMError(f"the run has no class {name!r}: {known}")
 
 
 def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
@@ -176,7 +201,7 @@ def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
         model.to(where).eval(), guide.to(where).eval(), fast=fast_config(settings), autocast=autocast_type(settings)
     )
     lr = fast_lr(settings.inference, settings.training, checkpoint.step)
-    return LoadedRun(settings, tokenizer, svi, lr, checkpoint.step, where)
+    return LoadedRun(settings, tokenizer, svi, lr, checkpoint.step, where, run.class_names)
 
 
 def load_weights(model: LatentThoughtModel, guide: Guide, checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ import math
 
 from ltm_pyro.config import InferenceSettings, TrainingSettings
 
-__all__ = ["fast_lr", "slow_lr"]
+__all__ = ["fast_lr", "kl_weight", "slow_lr"]
 
 
 def slow_lr(settings: TrainingSettings, step: int) -> float:
@@ -23,3 +23,8 @@ def fast_lr(inference: InferenceSettings, training: TrainingSettings, step: int)
     """η_fast at slow step 0 … steps - 1: linear from ``fast_lr`` to ``fast_lr_final``."""
     progress = min(step / max(training.steps - 1, 1), 1.0)
     return inference.fast_lr + (inference.fast_lr_final - inference.fast_lr) * progress
+
+
+def kl_weight(inference: InferenceSettings, step: int) -> float:
+    """What the KL counts for at slow step 0, 1, …: linear from 0 to 1 over ``kl_warmup_steps`` (Bowman et al. 2016)."""
+    return min(step / inference.kl_warmup_steps, 1.0) if inference.kl_warmup_steps else 1.0

@@ -17,11 +17,12 @@ from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import evaluate
 from ltm_pyro.infer.fast_slow import FastSlowSVI, StepInfo
+from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.noise import mix64
 from ltm_pyro.training.checkpoints import Checkpoint
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.run import RunDirectory, autocast_type, choose_device, fast_config, load_weights
-from ltm_pyro.training.schedules import fast_lr, slow_lr
+from ltm_pyro.training.schedules import fast_lr, kl_weight, slow_lr
 from ltm_pyro.training.signals import StopRequest
 
 __all__ = ["Observer", "Trainer", "build_optimizer"]
@@ -66,6 +67,7 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.model = build_model(settings, data.tokenizer.vocab_size).to(self.device)
         self.guide = build_guide(settings, self.model).to(self.device)
+        self.model.prior.check_classes(data.class_names)
         modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
         _refuse_shared_weights(modules)
         self.optimizer = build_optimizer(modules, training)
@@ -78,6 +80,8 @@ class Trainer:
             slow=self.optimizer,
             clip_norm=training.clip_norm,
             autocast=autocast_type(settings),
+            free_bits=settings.inference.free_bits,
+            starts=PosteriorTable(run.path / "posteriors") if settings.inference.warm_start else None,
         )
         self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
@@ -95,10 +99,18 @@ class Trainer:
         """Goes back to the newest whole checkpoint, or to the start where there is none yet.
 
         Raises:
-            LTMError: every checkpoint is damaged, or they are of another model.
+            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes.
         """
+        if self.run.class_names != self.data.class_names:
+            raise LTMError(
+                f"the data have the classes {', '.join(self.data.class_names) or 'none'}, the run was started with "
+                f"{', '.join(self.run.class_names) or 'none'}; resume with the data that it was started with"
+            )
+        starts = self.svi.starts
         if not self.store.paths():
             self.metrics.rewind(-1)
+            if starts is not None:
+                starts.clear()
             return
         checkpoint = self.store.latest()
         load_weights(self.model, self.guide, checkpoint)
@@ -106,6 +118,9 @@ class Trainer:
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self._sums = dict(checkpoint.state["sums"])
         self.step = checkpoint.step
+        if starts is not None:
+            starts.load_unwritten(checkpoint.posteriors)
+            starts.flush()
         self.metrics.rewind(self.step)
 
     def fit(self) -> bool:
@@ -148,11 +163,16 @@ class Trainer:
             micro_batch_size=training.micro_batch_size,
             seed=_step_seed(training.seed, self.step),
             lr=fast_lr(self.settings.inference, training, self.step),
+            kl_weight=kl_weight(self.settings.inference, self.step),
         )
         self.step += 1
         sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.num_scored.sum()}
         if info.terms is not None:
-            sums |= {"reconstruction": -info.terms.log_likelihood.sum(), "kl": info.terms.kl.sum()}
+            # A point estimate has no KL; what stands in its place is the negative log-prior.
+            name = "kl" if self.guide.has_density else "negative_log_prior"
+            sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
+        if info.guide_loss is not None:
+            sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
         self._unread.append(sums)
         return info
 
@@ -183,6 +203,7 @@ class Trainer:
     def _validate(self) -> None:
         training = self.settings.training
         self.model.eval()
+        self.guide.eval()
         report = evaluate(
             self.svi,
             self.data.validation,
@@ -193,6 +214,7 @@ class Trainer:
             device=self.device,
         )
         self.model.train()
+        self.guide.train()
         row = {"step": self.step, "split": "validation", **report.to_dict()}
         self.metrics.append(row)
         self.observer.validation(row)
@@ -205,8 +227,11 @@ class Trainer:
                 model=modules.state_dict(),
                 optimizer=_moments(self.optimizer, self._names()),
                 state={"sampler": self.sampler.state_dict(), "sums": self._read_sums()},
+                posteriors={} if self.svi.starts is None else self.svi.starts.unwritten(),
             )
         )
+        if self.svi.starts is not None:
+            self.svi.starts.flush()
         self.observer.saved(path)
 
     def _require_finite(self, info: StepInfo) -> None:

@@ -55,6 +55,16 @@ def write(path: Path, content: str | bytes) -> Path:
         (["--tokenizer", "missing/tokenizer.json"], ["missing/tokenizer.json", "no such file"]),
         (["--set", "data.sequence_length=100000"], ["fewer than one sequence", "sequence_length"]),
         (["--set", "data.validation_fraction=1"], ["validation_fraction", "between 0 and 1"]),
+        (
+            ["--set", "data.label_column=topic"],
+            [".txt", "label_column='topic'", "no classes", "leave label_column out"],
+        ),
+        (["--set", "data.labelled_fraction=2"], ["data.labelled_fraction must lie in 0"]),
+        (["--data", "fables", "--set", "data.label_column=knid"], ["no plan variable", "did you mean 'kind'"]),
+        (
+            ["--set", "data.label_column=y", "--set", "data.layout=packed"],
+            ["layout=packed", "layout=documents or auto"],
+        ),
         (["--set", "data.validation_fraction=0.0000001"], ["validation split is empty", "validation_fraction"]),
         pytest.param(
             ["--device", "cuda"],
@@ -83,6 +93,22 @@ def test_train_refuses_text_that_it_cannot_read(
     train: Run, tmp_path: Path, out: Path, name: str, content: str | bytes, words: list[str]
 ):
     train("--out", out, "--data", write(tmp_path / name, content)).refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"text": "a", "y": "b"}\n{"text": "a", "y": ["b"]}\n', ["line 2", "column 'y' holds list, not a class"]),
+        ('{"text": "a", "y": 0.5}\n', ["line 1", "column 'y' holds 0.5, not a class", "`label_column`"]),
+        (
+            '{"text": "a", "y": null}\n' + '{"text": "b"}\n' * 2 + '{"text": "c", "y": ""}\n',
+            ["rows.jsonl", "no training document has a class in 'y'"],
+        ),
+    ],
+)
+def test_train_refuses_labels_that_name_no_class(train: Run, tmp_path: Path, out: Path, content: str, words: list[str]):
+    options = ["--set", "data.label_column=y", "--set", "data.validation_fraction=0.2"]
+    train("--out", out, *options, "--data", write(tmp_path / "rows.jsonl", content)).refused(*words)
 
 
 def test_train_refuses_an_empty_folder(train: Run, tmp_path: Path, out: Path):

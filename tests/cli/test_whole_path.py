@@ -192,6 +192,24 @@ def test_the_fables_from_training_to_evaluation(cli: Run, tmp_path: Path):
     assert f"'{out}'" in cli("info", out).out
 
 
+def test_labelled_text_from_training_to_evaluation(train: Run, cli: Run, tmp_path: Path):
+    texts = write_corpus(tmp_path / "corpus.txt").read_text().strip().split("\n\n")
+    rows = [{"text": text, "topic": [10, 9, None][i % 3]} for i, text in enumerate(texts)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = ["--set", "data.label_column=topic", "--set", "data.labelled_fraction=0.5"]
+    result = train("--data", path, *options, "--out", tmp_path / "run", "--steps", 2)
+    assert result.code == 0, result.err
+    assert " labelled, 2 classes" in result.out
+    assert RunDirectory.open(tmp_path / "run").class_names == ("9", "10")
+    found = document(cli("eval", tmp_path / "run", "--json"))
+    assert f" {found['sequences']} sequences, {found['tokens']} tokens, " in " ".join(result.out.split())
+    other = document(cli("eval", tmp_path / "run", "--data", tmp_path / "corpus.txt", "--json"))
+    assert other["sequences"] >= len(texts)  # text without classes is scored, too
+    assert cli("train", "--resume", "--out", tmp_path / "run", "--steps", 3).code == 0
+    assert RunDirectory.open(tmp_path / "run").class_names == ("9", "10")
+
+
 def test_settings_come_from_preset_file_set_and_flags_in_this_order(cli: Run, corpus: Path, tmp_path: Path):
     (tmp_path / "my.toml").write_text(
         'preset = "tiny"\n[training]\nsteps = 9\nseed = 9\nbatch_size = 9\nwarmup_steps = 9\n', encoding="utf-8"

@@ -18,12 +18,15 @@ class ListCorpus:
 
     texts: tuple[str, ...]
     name: str = "list"
+    labels: tuple[str | None, ...] | None = None
 
     def documents(self) -> Iterator[Document]:
-        return (Document(text, "list", row) for row, text in enumerate(self.texts, 1))
+        labels = self.labels or (None,) * len(self.texts)
+        rows = zip(self.texts, labels, strict=True)
+        return (Document(text, "list", row, label) for row, (text, label) in enumerate(rows, 1))
 
     def fingerprint(self) -> str:
-        return digest_of(self.texts)
+        return digest_of(self.texts if self.labels is None else [*self.texts, *map(repr, self.labels)])
 
 
 @pytest.fixture(scope="session")

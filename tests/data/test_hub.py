@@ -101,6 +101,39 @@ def rows(*values: Any) -> datasets.DatasetDict:
     return datasets.DatasetDict({"train": datasets.Dataset.from_dict({"story": list(values)})})
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_are_read_from_a_column(folder: Path, streaming: bool) -> None:
+    corpus = open_corpus(f"hf:{folder}", streaming=streaming, label_column="id")
+    assert [(d.text, d.label) for d in corpus.documents()] == [("one", "0"), ("two", "2"), ("three", "3")]
+    train, held = split_corpus(f"hf:{folder}:upper", streaming=streaming, label_column="text", documents=2)
+    assert [(d.text, d.label) for d in (*train.documents(), *held.documents())] == [
+        ("ONE", "one"),
+        ("TWO", "two"),
+        ("FOUR", "four"),
+    ]
+    assert len({HubCorpus(f"hf:{folder}", label_column=c).fingerprint() for c in (None, "id", "upper")}) == 3
+    with pytest.raises(LTMError, match=r"no column 'kind'; there is id, text, upper: choose one with `label_column`"):
+        texts(open_corpus(f"hf:{folder}", streaming=streaming, label_column="kind"))
+
+
+def test_numbers_of_a_class_column_get_the_data_sets_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "y": datasets.ClassLabel(names=["World", "Sports"])}
+    )
+    table = {"text": list("abcd"), "y": [1, 0, -1, None]}
+    monkeypatch.setattr(datasets, "load_dataset", Fake({"train": datasets.Dataset.from_dict(table, features=features)}))
+    corpus = HubCorpus("hf:x", label_column="y")
+    assert [d.label for d in corpus.documents()] == ["Sports", "World", None, None]
+    assert corpus.fingerprint() != HubCorpus("hf:x").fingerprint()
+
+
+def test_a_hub_value_that_names_no_class_is_refused_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "y": [[1], [2]]})
+    monkeypatch.setattr(datasets, "load_dataset", Fake({"train": table}))
+    with pytest.raises(LTMError, match=r"hf:x, row 1: column 'y' holds list, not a class .*`label_column`"):
+        texts(HubCorpus("hf:x", label_column="y"))
+
+
 @pytest.mark.parametrize(
     ("source", "call", "column"),
     [

@@ -13,14 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltm_pyro.data.sequences import Layout, SequenceDataset
-from ltm_pyro.data.shards import Manifest, Shard
+from ltm_pyro.data.shards import LABEL_RECORD, Manifest, Shard
 from ltm_pyro.errors import LTMError
 
 END = 99
 documents_of_tokens = st.lists(st.lists(st.integers(0, 98), max_size=12), min_size=1, max_size=8)
 
 
-def make(documents: list[list[int]], layout: Layout, length: int) -> SequenceDataset:
+def make(
+    documents: list[list[int]],
+    layout: Layout,
+    length: int,
+    labels: list[tuple[int, float]] | None = None,
+    **options: Any,
+) -> SequenceDataset:
     flat = [token for document in documents for token in (*document, END)]
     offsets = np.cumsum([0, *(len(d) + 1 for d in documents)]).astype(np.int64)
     manifest = Manifest(
@@ -35,8 +41,10 @@ def make(documents: list[list[int]], layout: Layout, length: int) -> SequenceDat
         name="test",
         tokens_sha256="",
         documents_sha256="",
+        classes=() if labels is None else ("a", "b", "c"),
     )
-    return SequenceDataset(Shard(np.array(flat, "<u2"), offsets, manifest), layout, length)
+    records = None if labels is None else np.array(labels, LABEL_RECORD)
+    return SequenceDataset(Shard(np.array(flat, "<u2"), offsets, manifest, records), layout, length, **options)
 
 
 def reference(documents: list[list[int]], layout: str, length: int) -> list[tuple[int, list[int], set[int]]]:
@@ -85,6 +93,36 @@ def test_every_token_is_scored_exactly_once_per_epoch(documents: list[list[int]]
     assert data.lengths.tolist() == batch.lengths.tolist()
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(-1, 2), st.floats(0, 0.99)), min_size=1, max_size=8),
+    st.sampled_from(["packed", "documents"]),
+    st.integers(1, 9),
+    st.sampled_from([None, ["c", "x", "a"], []]),
+    st.sampled_from([0.0, 0.4, 1.0]),
+)
+def test_a_sequence_has_the_label_of_its_one_document(
+    parts: list[tuple[int, int, float]], layout: Layout, length: int, names: list[str] | None, fraction: float
+) -> None:
+    documents = [[i] * size for i, (size, _, _) in enumerate(parts)]
+    labels = [(number, draw) for _, number, draw in parts]
+    data = make(documents, layout, length, labels, class_names=names, labelled_fraction=fraction)
+    assert data.class_names == (("a", "b", "c") if names is None else tuple(names))
+    batch = data.batch(range(len(data)))
+    if names == []:
+        assert batch.labels is None
+        return
+    known = []
+    for number, draw in labels:
+        name = "abc"[number] if number >= 0 and draw < fraction else None
+        known.append(data.class_names.index(name) if name in data.class_names else -1)
+    expected = [known[min(o)] if len(o) == 1 else -1 for _, _, o in reference(documents, layout, length)]
+    assert batch.labels is not None
+    assert batch.labels.dtype == torch.int64
+    assert batch.labels.tolist() == expected
+    assert data.num_labelled == sum(number >= 0 for number in known)
+
+
 def test_the_inputs_of_consecutive_sequences_continue_each_other() -> None:
     data = make([[1, 2, 3, 4, 5], [6]], "packed", 3)
     batch = data.batch([0, 1, 2])
@@ -126,6 +164,8 @@ def test_empty_batch_bad_length_and_bad_layout_are_refused() -> None:
         make([[1]], "packed", 4).batch([])
     with pytest.raises(LTMError, match="sequence_length=0: expected at least 1"):
         make([[1]], "packed", 0)
+    with pytest.raises(LTMError, match="labelled_fraction=2: expected a number between 0 and 1"):
+        make([[1]], "packed", 4, labelled_fraction=2)
 
 
 def test_repr_says_what_it_holds() -> None:

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltm_pyro.data import cache, shards
-from ltm_pyro.data.corpora import FileCorpus
-from ltm_pyro.data.shards import Shard, shard_of
+from ltm_pyro.data.corpora import FileCorpus, uniform_of
+from ltm_pyro.data.shards import LABEL_RECORD, Shard, shard_of
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
 
@@ -61,6 +61,7 @@ def test_files_are_flat_little_endian_arrays_with_a_manifest(
     assert manifest["dtype"] == "<u2"
     assert manifest["tokenizer"] == small.digest
     assert manifest["source"] == make_corpus(TEXTS).fingerprint()
+    assert not {"classes", "labels_sha256"} & set(manifest)  # as before there were classes
     raw = (folder / "tokens.bin").read_bytes()
     first = small.encode(TEXTS[0])
     assert [int.from_bytes(raw[2 * i : 2 * i + 2], "little") for i in range(len(first))] == first
@@ -78,13 +79,65 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path: Path, make_corpus
     assert_holds(shard, TEXTS, small)
 
 
+@pytest.mark.parametrize("labels", [None, (None, "b", "10", "b", "9") * 4])
 def test_batches_of_any_size_give_the_same_shard(
-    tmp_path: Path, make_corpus: Any, small: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_corpus: Any, small: Tokenizer, monkeypatch: pytest.MonkeyPatch, labels: Any
 ) -> None:
-    whole = shard_of(make_corpus(TEXTS * 5), small, tmp_path / "a")
+    whole = shard_of(make_corpus(TEXTS * 5, labels=labels), small, tmp_path / "a")
     monkeypatch.setattr(shards, "_BATCH_DOCUMENTS", 3)
     monkeypatch.setattr(shards, "_BATCH_CHARACTERS", 20)
-    assert shard_of(make_corpus(TEXTS * 5), small, tmp_path / "b").manifest == whole.manifest
+    assert shard_of(make_corpus(TEXTS * 5, labels=labels), small, tmp_path / "b").manifest == whole.manifest
+
+
+def test_a_labelled_shard_holds_each_documents_class_and_draw(
+    tmp_path: Path, make_corpus: Any, small: Tokenizer
+) -> None:
+    shard = shard_of(make_corpus(TEXTS, labels=("b", "10", None, "9")), small, tmp_path)
+    assert_holds(shard, TEXTS, small)
+    assert shard.manifest.classes == ("9", "10", "b")
+    assert shard.labels is not None
+    assert shard.labels["class"].tolist() == [2, 1, -1, 0]
+    known = [0, 1, 3]
+    assert shard.labels["draw"][known].tolist() == [uniform_of(TEXTS[i], "labels") for i in known]
+    (folder,) = folders(tmp_path)
+    assert json.loads((folder / "manifest.json").read_text())["classes"] == ["9", "10", "b"]
+    raw = (folder / "labels.bin").read_bytes()
+    assert [int.from_bytes(raw[12 * i : 12 * i + 4], "little", signed=True) for i in range(4)] == [2, 1, -1, 0]
+
+
+def test_documents_of_unknown_classes_alone_make_an_unlabelled_shard(
+    tmp_path: Path, make_corpus: Any, small: Tokenizer
+) -> None:
+    shard = shard_of(make_corpus(TEXTS, labels=(None,) * 4), small, tmp_path)
+    assert shard.labels is None
+    assert shard.manifest.classes == ()
+    assert sorted(p.name for p in folders(tmp_path)[0].iterdir()) == ["documents.bin", "manifest.json", "tokens.bin"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "class"])
+def test_damaged_labels_are_detected_and_rebuilt(
+    tmp_path: Path, make_corpus: Any, small: Tokenizer, damage: str
+) -> None:
+    corpus = make_corpus(TEXTS, labels=("b", "a", None, "a"))
+    whole = shard_of(corpus, small, tmp_path)
+    (folder,) = folders(tmp_path)
+    path, manifest = folder / "labels.bin", folder / "manifest.json"
+    raw = path.read_bytes()
+    assert len(raw) == 4 * LABEL_RECORD.itemsize
+    if damage == "flipped":
+        path.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    elif damage == "cut":
+        path.write_bytes(raw[:-12])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "classes": ["a"]}))
+    with pytest.raises(LTMError, match=r"not a sound token shard .*delete it and run again"):
+        Shard.open(folder)
+    again = shard_of(corpus, small, tmp_path)
+    assert again.manifest == whole.manifest
+    assert again.labels is not None
+    assert again.labels["class"].tolist() == [1, 0, -1, 0]
 
 
 def test_unchanged_content_is_taken_from_the_cache_wherever_it_lies(
@@ -114,6 +167,11 @@ def test_changed_content_options_or_tokenizer_are_tokenised_anew(tmp_path: Path,
     assert small.decode(shard.tokens.tolist()) != "onetwo"
     shard_of(FileCorpus(path), Tokenizer.train(["other"], 300), tmp_path)
     assert len(folders(tmp_path)) == 4
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"text": "one", "y": 1, "z": "a"}\n')
+    found = [shard_of(FileCorpus(rows, label_column=column), small, tmp_path) for column in (None, "y", "z")]
+    assert [shard.manifest.classes for shard in found] == [(), ("1",), ("a",)]
+    assert len(folders(tmp_path)) == 7
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "grown", "missing", "manifest", "counts", "format", "empty"])

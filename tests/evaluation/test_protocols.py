@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_runs import new_trainer, tiny_settings, write_corpus
 
-from ltm_pyro.data import Data, Tokenizer
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.data import Data, Tokenizer, build_data
 from ltm_pyro.data.fables import generate as generate_fables
 from ltm_pyro.data.fables import log_prob
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import PROTOCOLS, Report, evaluate, generator_entropy, validation_data
 from ltm_pyro.guides import LocalNormal
-from ltm_pyro.infer import ELBOTerms, FastSlowSVI
+from ltm_pyro.infer import ELBOTerms, FastSlowSVI, Posterior
 from ltm_pyro.training import load_run
 
 
@@ -170,6 +173,49 @@ def test_the_column_of_another_source_can_be_named(tmp_path: Path, data: Data):
     assert validation_data(tiny_settings(), data.tokenizer, source, "story").num_documents == 1
     with pytest.raises(LTMError, match="no column 'text'; there is story"):
         validation_data(tiny_settings(), data.tokenizer, source)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[Path, Data]:
+    rows = [{"text": f"the {'cat' if i % 2 else 'dog'} sat on mat {i}", "animal": "dc"[i % 2]} for i in range(40)]
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"vocab_size": 300, "sequence_length": 32, "validation_fraction": 0.3, "label_column": "animal"}
+    return path, build_data(source=str(path), **options)
+
+
+def test_evaluation_never_sees_labels(svi: FastSlowSVI, labelled: tuple[Path, Data], monkeypatch: pytest.MonkeyPatch):
+    data = labelled[1]
+    seen: list[TokenBatch] = []
+    infer = FastSlowSVI.infer
+
+    def watched(self: FastSlowSVI, batch: TokenBatch, **options: Any) -> Posterior:
+        seen.append(batch)
+        return infer(self, batch, **options)
+
+    monkeypatch.setattr(FastSlowSVI, "infer", watched)
+    evaluate(svi, data.validation, range(len(data.validation)), batch_size=4)
+    assert data.validation.batch([0]).labels is not None
+    assert sum(map(len, seen)) == len(data.validation)
+    assert all(batch.labels is None for batch in seen)
+
+
+def test_validation_data_number_the_classes_as_the_run_does(labelled: tuple[Path, Data], tmp_path: Path):
+    path, data = labelled
+    settings = tiny_settings({"data.source": str(path), "data.label_column": "animal", "data.validation_fraction": 0.3})
+    every = range(len(data.validation))
+    found = validation_data(settings, data.tokenizer, class_names=data.class_names)
+    assert found.layout == "documents"
+    assert torch.equal(found.batch(every).tokens, data.validation.batch(every).tokens)
+    assert torch.equal(found.batch(every).labels, data.validation.batch(every).labels)
+    assert validation_data(settings, data.tokenizer).batch(every).labels is None
+    (tmp_path / "other.jsonl").write_text('{"text": "a", "y": "d"}\n{"text": "b", "y": "new"}\n')
+    other = str(tmp_path / "other.jsonl")
+    named = validation_data(settings, data.tokenizer, other, class_names=data.class_names, label_column="y")
+    assert named.batch([0, 1]).labels.tolist() == [data.class_names.index("d"), -1]
+    (tmp_path / "plain.txt").write_text("the cat")  # has no classes, and can be scored all the same
+    plain = validation_data(settings, data.tokenizer, str(tmp_path / "plain.txt"), class_names=data.class_names)
+    assert plain.batch([0]).labels.tolist() == [-1]
 
 
 def test_the_generators_entropy_is_that_of_whole_fables_and_none_for_cut_ones():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 from tiny_runs import assert_same_tensors, new_trainer, reopened, untimed, weights_of
 
-from ltm_pyro.data import Data
+from ltm_pyro.data import Data, build_data
 from ltm_pyro.errors import LTMError
-from ltm_pyro.training import Observer, Trainer, read_checkpoint
+from ltm_pyro.training import Observer, RunDirectory, Trainer, load_run, read_checkpoint
 
 FINAL = "step-00000006"
 
@@ -188,6 +189,19 @@ def test_resume_with_another_seed_is_refused(tmp_path: Path, data: Data):
     new_trainer(tmp_path / "run", data, {"training.steps": 2}).fit()
     with pytest.raises(LTMError, match="seed"):
         reopened(tmp_path / "run", data, {"training.seed": 1})
+
+
+def test_resume_with_data_of_other_classes_is_refused(tmp_path: Path):
+    rows = [{"text": f"the cat sat on mat {i}", "y": i % 3, "z": i % 2} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"sequence_length": 32, "vocab_size": 300, "validation_fraction": 0.2, "cache_dir": tmp_path / "cache"}
+    by_column = {c: build_data(source=str(tmp_path / "rows.jsonl"), label_column=c, **options) for c in ("y", "z")}
+    new_trainer(tmp_path / "run", by_column["y"], {"training.steps": 2}).fit()
+    assert RunDirectory.open(tmp_path / "run").class_names == ("0", "1", "2")
+    assert load_run(tmp_path / "run", device="cpu").class_names == ("0", "1", "2")
+    assert reopened(tmp_path / "run", by_column["y"]).step == 2
+    with pytest.raises(LTMError, match="the data have the classes 0, 1, the run was started with 0, 1, 2; resume with"):
+        reopened(tmp_path / "run", by_column["z"])
 
 
 def test_resume_with_more_steps_goes_on(tmp_path: Path, data: Data):

@@ -1,0 +1,171 @@
+"""PosteriorTable: fitted local parameters by sequence, memory-mapped, to start the next epoch's fast loops from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ltm_pyro.errors import LTMError
+from ltm_pyro.guides.base import LocalParams
+
+__all__ = ["PosteriorTable"]
+
+_FORMAT = 1
+
+
+class PosteriorTable:
+    """One row of local parameters for every sequence met so far, found by the sequence's key (`TokenBatch.keys`).
+
+    What is stored lies in memory until `flush` moves it to the files ``keys.bin`` and ``rows.bin``, and is read back
+    from there through a memory map, so that a table may be larger than memory. A trainer flushes after each checkpoint
+    and keeps the rows since the last one in the checkpoint itself (`unwritten`), so that a killed run starts from the
+    very rows that the uninterrupted one had.
+
+    Args:
+        folder: where the table lies; made if it is not there.
+
+    Raises:
+        LTMError: the folder cannot be written, or holds something else.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._unwritten: dict[int, npt.NDArray[np.float32]] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._layout = self._read_layout()
+            self._rows_of = self._read_keys()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LTMError(f"{self.folder} is no table of posteriors ({error}): delete it and run again") from error
+
+    def __len__(self) -> int:
+        return len(self._rows_of.keys() | self._unwritten.keys())
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._unwritten or key in self._rows_of
+
+    def start(self, keys: Int[Tensor, " batch"], local: LocalParams) -> LocalParams:
+        """``local`` with the stored values in place of those of every sequence that has been stored before."""
+        found = [(place, key) for place, key in enumerate(keys.tolist()) if key in self]
+        if not found:
+            return local
+        self._check_layout(local)
+        rows = torch.from_numpy(self._read([key for _, key in found]))
+        index = torch.tensor([place for place, _ in found], device=keys.device)
+        sizes = [value[0].numel() for value in local.values()]
+        started = {}
+        for (name, value), part in zip(local.items(), rows.split(sizes, dim=1), strict=True):
+            part = part.to(value.device, value.dtype).view(-1, *value.shape[1:])
+            started[name] = value.detach().index_copy(0, index, part)
+        return started
+
+    def store(self, keys: Int[Tensor, " batch"], local: LocalParams) -> None:
+        """Remembers fitted values; those of a sequence that was stored before are replaced."""
+        if not local:
+            return
+        self._check_layout(local)
+        rows = torch.cat([value.detach().float().flatten(1) for value in local.values()], dim=1).cpu().numpy()
+        self._unwritten |= dict(zip(keys.tolist(), rows, strict=True))
+
+    def unwritten(self) -> dict[str, Tensor]:
+        """The rows that are not in the files yet: ``keys`` (M,) and ``rows`` (M, entries); empty if there are none."""
+        if not self._unwritten:
+            return {}
+        rows = torch.from_numpy(np.stack(list(self._unwritten.values())))
+        return {"keys": torch.tensor(list(self._unwritten)), "rows": rows}
+
+    def load_unwritten(self, saved: dict[str, Tensor]) -> None:
+        """Takes back what `unwritten` gave, and forgets what was stored in memory since."""
+        self._unwritten = dict(zip(saved["keys"].tolist(), saved["rows"].numpy(), strict=True)) if saved else {}
+
+    def flush(self) -> None:
+        """Moves all rows into the files.
+
+        Raises:
+            LTMError: the disk is full or not writable; what was in the files before is still there.
+        """
+        if not self._unwritten:
+            return
+        width = self._width
+        new = [key for key in self._unwritten if key not in self._rows_of]
+        first = len(self._rows_of)
+        places = self._rows_of | {key: first + i for i, key in enumerate(new)}
+        try:
+            with _opened(self.folder / "rows.bin") as file:
+                for key, row in self._unwritten.items():
+                    file.seek(4 * width * places[key])
+                    file.write(np.ascontiguousarray(row, "<f4").tobytes())
+            with _opened(self.folder / "keys.bin") as file:
+                file.seek(8 * first)
+                file.write(np.array(new, "<i8").tobytes())
+        except OSError as error:
+            raise LTMError(
+                f"cannot write {self.folder}: {error.strerror}; free some space and resume the run"
+            ) from error
+        self._rows_of = places
+        self._unwritten = {}
+
+    def clear(self) -> None:
+        """Forgets everything, in the files too."""
+        self._unwritten, self._rows_of, self._layout = {}, {}, None
+        for name in ("layout.json", "keys.bin", "rows.bin"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    @property
+    def _width(self) -> int:
+        assert self._layout is not None
+        return sum(int(np.prod(shape)) for shape in self._layout.values())
+
+    def _read(self, keys: list[int]) -> npt.NDArray[np.float32]:
+        """(keys, entries) stored rows; the newest of each."""
+        result = np.empty((len(keys), self._width), np.float32)
+        if written := [i for i, key in enumerate(keys) if key not in self._unwritten]:
+            shape = (len(self._rows_of), self._width)
+            rows = np.memmap(self.folder / "rows.bin", dtype="<f4", mode="r", shape=shape)
+            result[written] = rows[[self._rows_of[keys[i]] for i in written]]
+        for i in set(range(len(keys))).difference(written):
+            result[i] = self._unwritten[keys[i]]
+        return result
+
+    def _check_layout(self, local: LocalParams) -> None:
+        layout = {name: list(value.shape[1:]) for name, value in local.items()}
+        if self._layout is None:
+            self._layout = layout
+            path = self.folder / "layout.json"
+            path.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
+        elif self._layout != layout:
+            raise LTMError(
+                f"{self.folder} holds posteriors of another guide or prior ({self._layout}, here {layout}): use "
+                "another folder, or delete it"
+            )
+
+    def _read_layout(self) -> dict[str, list[int]] | None:
+        path = self.folder / "layout.json"
+        if not path.exists():
+            return None
+        about: Any = json.loads(path.read_text(encoding="utf-8"))
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']}, expected {_FORMAT}")
+        return {str(name): [int(size) for size in shape] for name, shape in about["local"].items()}
+
+    def _read_keys(self) -> dict[int, int]:
+        path = self.folder / "keys.bin"
+        if self._layout is None or not path.exists():
+            return {}
+        # Rows are written first: a kill between the two files leaves rows without keys, which are written again.
+        keys = np.fromfile(path, dtype="<i8")
+        whole = min(len(keys), (self.folder / "rows.bin").stat().st_size // (4 * self._width))
+        return {int(key): place for place, key in enumerate(keys[:whole])}
+
+
+def _opened(path: Path) -> Any:
+    """The file for writing at any place, made if it is not there."""
+    path.touch()
+    return path.open("r+b")
