@@ -51,7 +51,8 @@ def generate(
         seed: of thoughts and tokens.
 
     Raises:
-        LTMError: the prompt is longer than the sequences that the model was trained on, or a number is out of range.
+        LTMError: the prompt is longer than the sequences that the model was trained on, a number is out of range, or
+            there is a label and the prior has no classes.
     """
     decoder = svi.model.decoder
     if num < 1 or max_tokens < 1:

@@ -10,6 +10,8 @@ Pseudorandom Number Generators (the mixing function, in Stafford's variant 13).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 import pyro.distributions as dist
@@ -19,10 +21,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Purpose", "SequenceGenerator", "sequence_noise"]
+__all__ = ["Purpose", "SequenceGenerator", "fixed_global_stream", "sequence_noise"]
 
-Purpose = Literal["fit", "slow", "sample", "score"]
-"""What noise is drawn for: the fast loop, the slow step, draws of z, and scoring after the fit."""
+Purpose = Literal["fit", "slow", "sample", "score", "chain"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, and Markov chains."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 
@@ -82,6 +84,22 @@ class SequenceGenerator:
         noise = noise.to(torch.get_default_dtype() if dtype is None else dtype)
         batch = self._streams.shape[0]
         return noise.view(batch, *particles, *event_shape).movedim(0, len(particles))
+
+    def seeds(self) -> list[int]:
+        """B numbers that seed other generators: sequence b's is a function of its key and the seed alone."""
+        self.draws += 1
+        numbers: list[int] = mix64(self._streams + _wrap(self.draws * GOLDEN)).tolist()
+        return numbers
+
+
+@contextmanager
+def fixed_global_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global stream starts at ``seed``; afterwards it goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 class sequence_noise(Messenger):

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to, constraints
 
-from ltm_pyro.noise import Purpose, SequenceGenerator, sequence_noise
+from ltm_pyro.noise import Purpose, SequenceGenerator, fixed_global_stream, sequence_noise
 
 
 def keys(num: int) -> torch.Tensor:
@@ -127,6 +127,24 @@ def test_every_purpose_has_streams_of_its_own():
         for i, a in enumerate(draws):
             for b in draws[:i]:
                 assert abs(correlation(a, b)) < 5  # standard errors
+
+
+def test_seeds_of_a_key_do_not_depend_on_the_others_and_a_fixed_stream_leaves_the_global_one_as_it_was():
+    generator = SequenceGenerator(keys(3), 2, "chain")
+    first, second = generator.seeds(), generator.seeds()
+    assert len({*first, *second}) == 6
+    assert SequenceGenerator(keys(3)[1:2], 2, "chain").seeds() == first[1:2]
+
+    def draw(seed: int) -> torch.Tensor:
+        with fixed_global_stream(seed, torch.device("cpu")):
+            return torch.randn(4)
+
+    before = torch.get_rng_state()
+    a, b = draw(first[0]), draw(first[1])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert torch.equal(draw(first[0]), a)
+    assert not torch.equal(a, b)
 
 
 def test_draws_take_the_type_asked_for():

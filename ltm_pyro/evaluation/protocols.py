@@ -51,6 +51,8 @@ class Report:
     def mean(self, name: str) -> tuple[float, float]:
         """Value per token of ``elbo``, ``reconstruction`` or ``kl``, and its standard error (NaN for one sequence).
 
+        A point estimate has ``reconstruction`` and ``log_joint``.
+
         Raises:
             LTMError: ``elbo`` or ``kl`` of a point estimate.
         """

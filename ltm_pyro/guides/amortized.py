@@ -82,9 +82,13 @@ class Amortized(LocalNormal):
 
     def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:
         """μ and log σ² of every site, as the encoder reads them from the text; nothing is random."""
+        return self.encode(*self._read(batch))
+
+    def _read(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, 1 + N, hidden) of the start token and the text, and which of them are real."""
         tokens = torch.cat([batch.start[:, None], torch.where(batch.real, batch.tokens, 0)], dim=1)
         real = torch.cat([torch.ones_like(batch.real[:, :1]), batch.real], dim=1)
-        return self.encode(self.embedding(tokens), real)
+        return self.embedding(tokens), real
 
     def attached(self, batch: TokenBatch, local: LocalParams) -> LocalParams:
         """The encoder's output with its graph, through which the ELBO teaches it."""

@@ -74,7 +74,8 @@ class SequenceEncoder(nn.Module):
             asked = query.expand(len(x), -1, -1)
             pooled = self.pool(asked, x, x, key_padding_mask=~real, need_weights=False)[0]
             # Divided by √width, so that one step of Adam moves an output by a bounded amount at any width.
-            mu, raw = (head(pooled).float() * pooled.shape[-1] ** -0.5).chunk(2, dim=-1)
+            both = head(pooled) * pooled.shape[-1] ** -0.5
+            mu, raw = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2, dim=-1)
             log_var = _LOW + (_HIGH - _LOW) * (raw + self._start).sigmoid()
             for part, value in (("mu", mu), ("log_var", log_var)):
                 local[f"{site.name}.{part}"] = value.reshape(-1, *site.unconstrained_shape)

@@ -86,7 +86,7 @@ class LocalFlow(LocalNormal):
         """Samples every latent site of the prior under its own name."""
         with pyro.plate("sequences", len(batch), dim=-1):
             for site in self.sites:
-                mu, log_var = (local[f"{site.name}.{part}"].flatten(1) for part in ("mu", "log_var"))
+                mu, log_var = (local[f"{site.name}.{part}"].reshape(len(batch), -1) for part in ("mu", "log_var"))
                 normal = dist.Normal(mu, (0.5 * log_var).exp(), validate_args=False).to_event(1)
                 transforms = [*self._steps(site, local), *site.from_flat]
                 pyro.sample(site.name, dist.TransformedDistribution(normal, transforms, validate_args=False))
@@ -117,16 +117,24 @@ class PlanarStep(ConditionedPlanar):
         super().__init__((offset[..., None], shift + at_rest, direction))  # type: ignore[no-untyped-call]
 
     def _inverse(self, y: Tensor) -> Tensor:
-        """Solves a + wᵀu tanh(a + c) = wᵀy for a = wᵀx by bisection: the left side rises with a."""
+        """Solves a + wᵀu tanh(a + c) = wᵀy for a = wᵀx by bisection: the left side rises with a.
+
+        One step of Newton's has the derivatives of the solution, and leaves its value up to rounding.
+        """
         offset, shift, direction = self._params
         moved: Tensor = self.u_hat(shift, direction)  # type: ignore[no-untyped-call]
         slope = (direction * moved).sum(-1)
         target = (direction * y).sum(-1)
-        low, high = target - slope.abs(), target + slope.abs()
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (low + high)
-            above = middle + slope * (middle + offset[..., 0]).tanh() > target
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        activation = (0.5 * (low + high) + offset[..., 0]).tanh()
+        with torch.no_grad():
+            low, high = target - slope.abs(), target + slope.abs()
+            for _ in range(_BISECTIONS):
+                middle = 0.5 * (low + high)
+                above = middle + slope * (middle + offset[..., 0]).tanh() > target
+                low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            solution = 0.5 * (low + high)
+            rise = 1 + slope * (1 - (solution + offset[..., 0]).tanh().square())
+        error = solution + slope * (solution + offset[..., 0]).tanh() - target
+        activation = (solution - error / rise.clamp(min=torch.finfo(rise.dtype).eps) + offset[..., 0]).tanh()
+        self._cached_logDetJ = (slope * (1 - activation.square())).log1p()
         x: Tensor = y - moved * activation[..., None]
         return x

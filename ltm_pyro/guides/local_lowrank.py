@@ -74,9 +74,9 @@ class LocalLowRank(LocalNormal):
         with pyro.plate("sequences", len(batch), dim=-1):
             for site in self.sites:
                 flat = dist.LowRankMultivariateNormal(
-                    local[f"{site.name}.mu"].flatten(1),
+                    local[f"{site.name}.mu"].reshape(len(batch), -1),
                     local[f"{site.name}.factor"],
-                    local[f"{site.name}.log_var"].flatten(1).exp(),
+                    local[f"{site.name}.log_var"].reshape(len(batch), -1).exp(),
                     validate_args=False,
                 )
                 pyro.sample(site.name, dist.TransformedDistribution(flat, site.from_flat, validate_args=False))

@@ -41,11 +41,12 @@ class SemiAmortized(Amortized):
 
     def slow_loss(self, batch: TokenBatch, local: LocalParams) -> Float[Tensor, " batch"]:
         """(B,) squared distance of the encoder's normals from the fitted ones, in nats."""
-        start = self.init_local(batch)
+        embedded, real = self._read(batch)
+        start = self.encode(embedded.detach(), real)  # the embeddings are the decoder's, and learn by the ELBO alone
         total = torch.zeros(len(batch), device=batch.device)
         for site in self.sites:
             mu, log_var = (local[f"{site.name}.{part}"] for part in ("mu", "log_var"))
             moved = (start[f"{site.name}.mu"] - mu).square() * (-log_var).exp()
             scaled = (start[f"{site.name}.log_var"] - log_var).square()
-            total = total + (0.5 * moved + 0.25 * scaled).flatten(1).sum(1)
+            total = total + (0.5 * moved + 0.25 * scaled).reshape(len(batch), -1).sum(1)
         return total

@@ -81,8 +81,8 @@ def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
         if fn.support.is_discrete:
             if not site["infer"].get("enumerate"):
                 raise LTMError(
-                    f"latent site {name!r} is discrete, and a local guide is continuous: sum it out in the prior, as "
-                    'MixturePrior does, or mark it infer={"enumerate": "parallel"} and pass an ELBO that enumerates'
+                    f"latent site {name!r} is discrete, and a guide is continuous: mark it "
+                    'infer={"enumerate": "parallel"}, and it is summed out exactly, or sum it out in the prior itself'
                 )
             continue
         value = site["value"][0]

@@ -12,10 +12,11 @@ __all__ = ["Convergence"]
 
 
 class Convergence:
-    """Holds the local parameters of every sequence whose running ELBO has stopped improving.
+    """Holds the local parameters of every sequence whose running objective has stopped improving.
 
-    The running ELBO is the mean over the last four fast steps, held against that over the four before: single values
-    carry the noise of their draw. Each sequence is judged alone, so its posterior still does not depend on its batch.
+    The objective is what the fast loop climbs: the ELBO, in training with the KL's weight and free bits. A running one
+    is the mean over the last four fast steps, held against that over the four before: single values carry the noise of
+    their draw. Each sequence is judged alone, so its posterior still does not depend on its batch.
 
     Args:
         tolerance: (B,) least improvement, in nats per sequence.
@@ -29,9 +30,9 @@ class Convergence:
         self._history: list[Tensor] = []
         self._stood: list[Tensor] = []
 
-    def before_step(self, leaves: Sequence[Tensor], elbo: Float[Tensor, " batch"]) -> None:
-        """Judges the ELBO met before a fast step, and remembers where the local parameters stood."""
-        self._history = [*self._history[1 - 2 * self.span :], elbo.detach()]
+    def before_step(self, leaves: Sequence[Tensor], objective: Float[Tensor, " batch"]) -> None:
+        """Judges the objective met before a fast step, and remembers where the local parameters stood."""
+        self._history = [*self._history[1 - 2 * self.span :], objective.detach()]
         if len(self._history) == 2 * self.span:
             before, now = torch.stack(self._history).chunk(2)
             self.done = self.done | (now.mean(0) - before.mean(0) < self.tolerance)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any, NamedTuple, cast
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -21,11 +22,13 @@ __all__ = [
     "enumerated_posterior",
     "is_enumerated",
     "is_latent",
+    "joint_at",
     "joint_of_values",
     "log_joint",
     "site_log_prob",
     "sum_out",
     "trace_model",
+    "trace_of",
 ]
 
 _PLATES = 2  # particles and sequences: dimensions to the left of theirs are enumerated values
@@ -51,6 +54,14 @@ def trace_model(model: Callable[..., Any], guide_trace: Any = None, *args: Any, 
     program = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
     with EnumMessenger(first_available_dim=-1 - _PLATES):
         return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+def trace_of(values: Mapping[str, Tensor]) -> poutine.Trace:
+    """A trace to replay a program against, so that its latent sites take these values."""
+    trace = poutine.Trace()
+    for name, value in values.items():
+        trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
+    return trace
 
 
 def is_latent(site: Any) -> bool:
@@ -86,6 +97,12 @@ def log_joint(trace: Any) -> LogJoint:
         raise LTMError("the program has no latent site, so there is nothing to infer")
     log_prior = sum_out(prior)
     return LogJoint(sum_out([*prior, *data]) - log_prior, log_prior)
+
+
+def joint_at(model: Callable[[], Any], values: Mapping[str, Tensor]) -> LogJoint:
+    """Log p(x | z) and log p(z), (S, B) each, at values (S, B, *event) of every site that is not enumerated."""
+    particles = len(next(iter(values.values())))
+    return log_joint(trace_model(pyro.plate("particles", particles, dim=-2)(model), trace_of(values)))
 
 
 def joint_of_values(trace: Any) -> Float[Tensor, "*value particles batch"]:

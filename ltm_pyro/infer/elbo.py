@@ -137,7 +137,7 @@ def _guided(name: str, guide_trace: Any) -> Any:
     if not site["fn"].has_rsample:
         raise LTMError(
             f"the guide samples {name!r} from {type(site['fn']).__name__}, which has no reparameterised "
-            "draw: use a continuous distribution, or pass a pyro.infer ELBO that enumerates the site"
+            "draw: use a continuous one that has it; a discrete site is the prior's to mark for enumeration"
         )
     return site
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.transformer import Stem
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.infer.constant import constant
 from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
@@ -123,7 +124,7 @@ class FastSlowSVI:
         """
         seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
-        with _constant(self.model, self.guide):
+        with constant(self.model, self.guide):
             fit = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr)
         return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
 
@@ -171,6 +172,9 @@ class FastSlowSVI:
             guide_losses += [] if guide_loss is None else [guide_loss]
             terms.append(part_terms)
             posteriors.append(posterior)
+        if self.starts is not None and self.guide.refined:
+            for posterior in posteriors:  # not before, so that a text that stands in two parts starts alike in both
+                self.starts.store(posterior.batch.keys, posterior.local)
         gradients = [p.grad for p in weights if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.clip_norm is not None:
@@ -200,21 +204,20 @@ class FastSlowSVI:
         if self.fast.slow_gradient == "trajectory":
             fit = self._fit(batch, generator, self.fast.steps, lr, training, weights, total)
         else:
-            with _constant(self.model, self.guide):
+            with constant(self.model, self.guide):
                 fit = self._fit(batch, generator, self.fast.steps, lr, training)
         if self.fast.noise == "fixed":
             generator.draws = fit.first_draw
         else:
             generator = SequenceGenerator(batch.keys, seed, "slow")
-        loss, terms = self._evaluate(batch, self.guide.attached(batch, fit.local), generator, None)
-        taught = loss if terms is None else training.loss(terms).sum()
         with autocasting(batch.device, self.autocast):
+            attached = self.guide.attached(batch, fit.local)
             guide_loss = self.guide.slow_loss(batch, fit.local)
+        loss, terms = self._evaluate(batch, attached, generator, None)
+        taught = loss if terms is None else training.loss(terms).sum()
         if guide_loss is not None:
             guide_loss = guide_loss.sum() / total
         (taught / total + (0.0 if guide_loss is None else guide_loss)).backward()
-        if self.starts is not None:
-            self.starts.store(batch.keys, fit.local)
         posterior = Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
         return (
             loss.detach() / total,
@@ -270,7 +273,7 @@ class FastSlowSVI:
                     weight.grad = share if weight.grad is None else weight.grad + share
             adam.param_groups[0]["lr"] = self.fast.lr_at(t, steps, lr)
             if watch is not None and terms is not None:
-                watch.before_step(leaves, terms.elbo)
+                watch.before_step(leaves, -losses)
             adam.step()
             taken += 1
             if watch is not None and watch.after_step(leaves):
@@ -313,16 +316,3 @@ class _Fit(NamedTuple):
     local: LocalParams
     steps_taken: int
     first_draw: int
-
-
-@contextmanager
-def _constant(*modules: nn.Module) -> Iterator[None]:
-    """Inside, no parameter of the modules asks for a gradient: a third of the backward pass is not done at all."""
-    learned = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,10 +20,11 @@ from torch import Tensor
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
-from ltm_pyro.infer.density import enumerated_posterior, is_enumerated, is_latent, joint_of_values, trace_model
+from ltm_pyro.infer.density import enumerated_posterior, is_latent, trace_model, trace_of
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
+from ltm_pyro.infer.thoughts import draw_thoughts, expected_thoughts
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.noise import Purpose, SequenceGenerator, sequence_noise
+from ltm_pyro.noise import SequenceGenerator, sequence_noise
 
 __all__ = ["Posterior"]
 
@@ -61,46 +61,39 @@ class Posterior:
 
     @property
     def mean(self) -> Float[Tensor, "batch layer slot width"]:
-        """Thoughts (B, L, n, H) with every latent site at its mean, or at its median where the support is constrained.
+        """Thoughts (B, L, n, H) with every latent site at its mean; a transformed normal's site is where its μ ends.
 
-        This is the posterior mean of the thoughts wherever the prior's thoughts are linear in its sites. Thoughts that
-        depend on an enumerated site directly are averaged over its values.
+        This is the posterior mean of the thoughts wherever q is normal and the prior's thoughts are linear in its
+        sites. On a constrained support it is the image of μ under the bijection (the median, entry by entry, where that
+        acts so), under a flow its image under the steps. Thoughts that depend on an enumerated site directly are
+        averaged over its values.
         """
         with torch.no_grad(), _at_location():
             trace = poutine.trace(self._guide).get_trace()
-            thoughts, weights = self._thoughts_of(trace, None)
-        if weights is None:
-            return thoughts
-        return (thoughts * weights[..., None, None, None]).sum(0)[0]
+        with torch.no_grad():
+            values = {name: value[None] for name, value in _latent_values(trace).items()}
+            return expected_thoughts(self.model, self.batch, values)[0]
 
     def sites(self, num: int = 1) -> dict[str, Tensor]:
         """``num`` draws of every latent site by name, each (num, B, …)."""
-        with self._drawing("sample"):
-            trace = poutine.trace(_particles(num, self._guide)).get_trace()
-        return {name: cast(Tensor, trace.nodes[name]["value"]) for name in _latent_names(trace)}
+        return self._draw(num, SequenceGenerator(self.batch.keys, self.seed, "sample"))
 
     def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
         """``num`` draws of the thoughts z ~ q(z | x)."""
         generator = SequenceGenerator(self.batch.keys, self.seed, "sample")
-        with torch.no_grad(), sequence_noise(generator):
-            trace = poutine.trace(_particles(num, self._guide)).get_trace()
-            thoughts, weights = self._thoughts_of(trace, num)
-        if weights is None:
-            return thoughts
-        uniform = torch.special.ndtr(generator.normal((), particles=(num,)))
-        chosen = (weights.cumsum(0) < uniform).sum(0).clamp(max=len(weights) - 1)
-        drawn = thoughts.take_along_dim(chosen[None, ..., None, None, None], dim=0)
-        return drawn[0]
+        values = self._draw(num, generator)
+        with torch.no_grad():
+            return draw_thoughts(self.model, self.batch, values, generator)
 
     def discrete(self, num: int = 1) -> dict[str, Float[Tensor, "batch value"]]:
         r"""Probabilities (B, K) of the values of every enumerated site by name, averaged over ``num`` draws of z.
 
         .. math:: E_{q(z \mid x)}[p(k \mid z, x)]
         """
-        with self._drawing("sample"):
-            trace = poutine.trace(_particles(num, self._guide)).get_trace()
-            joint = trace_model(_particles(num, partial(self.model, self.batch)), trace)
-            return {name: value.mean(1).T for name, value in enumerated_posterior(joint).items()}
+        values = self.sites(num)
+        with torch.no_grad(), autocasting(self.batch.device, self.autocast):
+            trace = trace_model(_particles(num, partial(self.model, self.batch)), trace_of(values))
+            return {name: value.mean(1).T for name, value in enumerated_posterior(trace).items()}
 
     @cached_property
     def terms(self) -> ELBOTerms:
@@ -115,7 +108,8 @@ class Posterior:
     def elbo_terms(self, num_particles: int = 1) -> ELBOTerms:
         """Terms of every sequence's ELBO averaged over ``num_particles`` draws made after the fit."""
         elbo = SequenceELBO(num_particles)
-        with self._drawing("score"), autocasting(self.batch.device, self.autocast):
+        generator = SequenceGenerator(self.batch.keys, self.seed, "score")
+        with torch.no_grad(), sequence_noise(generator), autocasting(self.batch.device, self.autocast):
             return elbo.terms(partial(self.model, self.batch), self._guide)
 
     def to(self, device: torch.device | str) -> Posterior:
@@ -175,31 +169,9 @@ class Posterior:
     def _guide(self) -> None:
         self.guide(self.batch, self.local)
 
-    @contextmanager
-    def _drawing(self, purpose: Purpose) -> Iterator[None]:
-        with torch.no_grad(), sequence_noise(SequenceGenerator(self.batch.keys, self.seed, purpose)):
-            yield
-
-    def _thoughts_of(self, guide_trace: Any, num: int | None) -> tuple[Tensor, Tensor | None]:
-        """Thoughts at a guide's values; where an enumerated k moves them, at every k, and p(k | z, x) (K, S, B)."""
-        trace = trace_model(_particles(num, self._prior), guide_trace)
-        for name in _latent_names(trace):
-            if name not in guide_trace and not is_enumerated(trace.nodes[name]):
-                raise LTMError(
-                    f"the guide has no posterior of the latent site {name!r}, so there are no thoughts to draw: sum "
-                    "the site out in the prior, as MixturePrior does"
-                )
-        thoughts = cast(Tensor, trace.nodes["_RETURN"]["value"])
-        if thoughts.dim() <= 5:
-            return thoughts, None
-        log_weights = joint_of_values(trace_model(_particles(num, partial(self.model, self.batch)), guide_trace))
-        shape = (*log_weights.shape, *thoughts.shape[-3:])
-        return thoughts.expand(shape).flatten(0, -6), log_weights.flatten(0, -3).softmax(0)
-
-    def _prior(self) -> Tensor:
-        with pyro.plate("sequences", len(self.batch), dim=-1):
-            thoughts: Tensor = self.model.prior(len(self.batch))
-        return thoughts
+    def _draw(self, num: int, generator: SequenceGenerator) -> dict[str, Tensor]:
+        with torch.no_grad(), sequence_noise(generator):
+            return _latent_values(poutine.trace(_particles(num, self._guide)).get_trace())
 
 
 class _at_location(Messenger):
@@ -220,15 +192,13 @@ def _location(fn: Any) -> Tensor:
     return mean
 
 
-def _particles(num: int | None, program: Callable[[], Any]) -> Callable[[], Any]:
-    if num is None:
-        return program
+def _particles(num: int, program: Callable[[], Any]) -> Callable[[], Any]:
     wrapped: Callable[[], Any] = pyro.plate("particles", num, dim=-2)(program)
     return wrapped
 
 
-def _latent_names(trace: Any) -> list[str]:
-    return [name for name, site in trace.nodes.items() if is_latent(site)]
+def _latent_values(trace: Any) -> dict[str, Tensor]:
+    return {name: cast(Tensor, site["value"]) for name, site in trace.nodes.items() if is_latent(site)}
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

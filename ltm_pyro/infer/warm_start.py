@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class PosteriorTable:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._layout = self._read_layout()
             self._rows_of = self._read_keys()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LTMError(f"{self.folder} is no table of posteriors ({error}): delete it and run again") from error
 
     def __len__(self) -> int:
@@ -57,33 +58,35 @@ class PosteriorTable:
         if not found:
             return local
         self._check_layout(local)
-        rows = torch.from_numpy(self._read([key for _, key in found]))
+        stored = self._as_local(self._read([key for _, key in found]))
         index = torch.tensor([place for place, _ in found], device=keys.device)
-        sizes = [value[0].numel() for value in local.values()]
-        started = {}
-        for (name, value), part in zip(local.items(), rows.split(sizes, dim=1), strict=True):
-            part = part.to(value.device, value.dtype).view(-1, *value.shape[1:])
-            started[name] = value.detach().index_copy(0, index, part)
-        return started
+        return {
+            name: value.detach().index_copy(0, index, stored[name].to(value.device, value.dtype))
+            for name, value in local.items()
+        }
 
     def store(self, keys: Int[Tensor, " batch"], local: LocalParams) -> None:
         """Remembers fitted values; those of a sequence that was stored before are replaced."""
         if not local:
             return
         self._check_layout(local)
-        rows = torch.cat([value.detach().float().flatten(1) for value in local.values()], dim=1).cpu().numpy()
-        self._unwritten |= dict(zip(keys.tolist(), rows, strict=True))
+        parts = [local[name].detach().float().reshape(len(keys), -1) for name in sorted(local)]
+        self._unwritten |= dict(zip(keys.tolist(), torch.cat(parts, dim=1).cpu().numpy(), strict=True))
 
     def unwritten(self) -> dict[str, Tensor]:
-        """The rows that are not in the files yet: ``keys`` (M,) and ``rows`` (M, entries); empty if there are none."""
+        """What is not in the files yet: ``keys`` (M,) and ``local.<name>`` (M, …); empty if all is."""
         if not self._unwritten:
             return {}
-        rows = torch.from_numpy(np.stack(list(self._unwritten.values())))
-        return {"keys": torch.tensor(list(self._unwritten)), "rows": rows}
+        local = self._as_local(np.stack(list(self._unwritten.values())))
+        named = {f"local.{name}": value for name, value in local.items()}
+        return {"keys": torch.tensor(list(self._unwritten)), **named}
 
     def load_unwritten(self, saved: dict[str, Tensor]) -> None:
         """Takes back what `unwritten` gave, and forgets what was stored in memory since."""
-        self._unwritten = dict(zip(saved["keys"].tolist(), saved["rows"].numpy(), strict=True)) if saved else {}
+        self._unwritten = {}
+        if saved:
+            local = {name.removeprefix("local."): value for name, value in saved.items() if name != "keys"}
+            self.store(saved["keys"], local)
 
     def flush(self) -> None:
         """Moves all rows into the files.
@@ -121,7 +124,14 @@ class PosteriorTable:
     @property
     def _width(self) -> int:
         assert self._layout is not None
-        return sum(int(np.prod(shape)) for shape in self._layout.values())
+        return sum(map(math.prod, self._layout.values()))
+
+    def _as_local(self, rows: npt.NDArray[np.float32]) -> LocalParams:
+        """(M, entries) rows as local parameters (M, …), which stand in a row in the order of their names."""
+        assert self._layout is not None
+        names = sorted(self._layout)
+        parts = torch.from_numpy(rows).split([math.prod(self._layout[name]) for name in names], dim=1)
+        return {name: part.reshape(-1, *self._layout[name]) for name, part in zip(names, parts, strict=True)}
 
     def _read(self, keys: list[int]) -> npt.NDArray[np.float32]:
         """(keys, entries) stored rows; the newest of each."""
@@ -137,9 +147,14 @@ class PosteriorTable:
     def _check_layout(self, local: LocalParams) -> None:
         layout = {name: list(value.shape[1:]) for name, value in local.items()}
         if self._layout is None:
-            self._layout = layout
             path = self.folder / "layout.json"
-            path.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
+            aside = path.with_suffix(".tmp")  # a kill leaves the whole file or none
+            try:
+                aside.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
+                aside.replace(path)
+            except OSError as error:
+                raise LTMError(f"cannot write {path}: {error.strerror}; free some space and resume the run") from error
+            self._layout = layout
         elif self._layout != layout:
             raise LTMError(
                 f"{self.folder} holds posteriors of another guide or prior ({self._layout}, here {layout}): use "

@@ -23,7 +23,7 @@ class Prior(nn.Module, ABC):
     """
 
     takes_labels: ClassVar[bool] = False
-    """Whether `forward` has a second argument ``labels``: (B,) the sequences' classes, -1 where unknown, or None."""
+    """Whether `forward` takes ``labels=None``: (B,) the sequences' classes, -1 where unknown, or None."""
 
     def __init__(self, shape: tuple[int, int, int]):
         super().__init__()

@@ -19,6 +19,7 @@ from ltm_pyro.evaluation import evaluate
 from ltm_pyro.infer.fast_slow import FastSlowSVI, StepInfo
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.noise import mix64
+from ltm_pyro.priors import Prior
 from ltm_pyro.training.checkpoints import Checkpoint
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.run import RunDirectory, autocast_type, choose_device, fast_config, load_weights
@@ -251,10 +252,11 @@ class Trainer:
 def build_optimizer(modules: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone: the weights of linear maps and embeddings.
 
-    Norms, and the means and scales of learned priors, are left as they are.
+    Norms and all that is a prior's own, be it a mean or a network, are left as they are.
     """
     maps = [m for m in modules.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    matrices = {m.weight for m in maps}
+    priors = [m for m in modules.modules() if isinstance(m, Prior)]
+    matrices = {m.weight for m in maps} - {p for prior in priors for p in prior.parameters()}
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p in matrices], "weight_decay": settings.weight_decay},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from linear_gaussian import LinearGaussianModel
 from tiny_models import ragged_batch
 
-from ltm_pyro.guides import LocalLowRank, LocalNormal
+from ltm_pyro.guides import LocalLowRank, LocalNormal, SemiAmortized
 from ltm_pyro.infer import FastConfig, FastSlowSVI, Posterior, SequenceELBO
 
 # Fresh noise keeps Adam moving: the step size decays to 0, and 4096 particles make the gradient 64 times quieter. With
@@ -17,8 +18,8 @@ FAST, PARTICLES = FastConfig(steps=150, lr=0.1, lr_decay=0.0), 4096
 LOW_RANK = FastConfig(steps=400, lr=0.05, lr_decay=0.0)  # factors turn slowly
 
 
-def fitted(model: LinearGaussianModel, batch, fast: FastConfig = FAST) -> Posterior:
-    guide = LocalNormal(model, init_log_var=-1.0)
+def fitted(model: LinearGaussianModel, batch, fast: FastConfig = FAST, guide: type = LocalNormal) -> Posterior:
+    guide = guide(model, init_log_var=-1.0)
     return FastSlowSVI(model, guide, fast=fast, elbo=SequenceELBO(PARTICLES)).infer(batch, seed=0)
 
 
@@ -32,9 +33,10 @@ def log_likelihood_error(posterior: Posterior, particles: int) -> torch.Tensor:
     return likelihood.log_prob(posterior.batch.tokens).std(0) / math.sqrt(particles)
 
 
-def test_the_fast_loop_finds_the_exact_posterior_and_the_elbo_meets_the_evidence():
+@pytest.mark.parametrize("guide", [LocalNormal, SemiAmortized])  # the others that contain it have tests of their own
+def test_the_fast_loop_finds_the_exact_posterior_and_the_elbo_meets_the_evidence(guide):
     model, batch = LinearGaussianModel(orthogonal=True), ragged_batch(4, 4, 4)
-    posterior = fitted(model, batch)
+    posterior = fitted(model, batch, guide=guide)
     mean, precision = model.exact_posterior(batch)
     torch.testing.assert_close(precision, torch.diag(precision.diag()), atol=1e-5, rtol=0)  # it factorises
     mu, variance = moments(posterior)

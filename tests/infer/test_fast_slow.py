@@ -376,6 +376,13 @@ def test_a_vanishing_tolerance_takes_the_steps_of_none_until_the_elbo_falls():
     assert svi.infer(batch, seed=1).steps_taken == 7
 
 
+def test_the_early_stop_of_training_judges_what_training_climbs():
+    # Under a KL of no weight the ELBO falls from the start, while what the loop climbs still rises.
+    svi = engine(FastConfig(steps=40, lr=0.3, lr_decay=1.0, tolerance=0.01))
+    info = svi.step(ragged_batch(6, 4, 8), seed=0, kl_weight=0.0)
+    assert info.posteriors[0].steps_taken > 20
+
+
 def test_particles_of_the_elbo_are_used_in_the_fast_loop():
     svi = recorded(FastConfig(steps=2, lr=0.1), elbo=SequenceELBO(3))
     svi.infer(ragged_batch(4, 2), seed=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro
 import pytest
 import torch
+from dense_normals import chain_covariance
 from pyro import poutine
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
@@ -40,26 +41,6 @@ def log_density(prior: Prior, values: dict[str, torch.Tensor]) -> torch.Tensor:
     return sum(trace.nodes[name]["log_prob"] for name in values)
 
 
-def chain_moments(prior: MarkovPrior) -> torch.Tensor:
-    """(12, 12) covariance of the flattened thoughts, propagated from the top layer down."""
-    layers, slots, hidden = SHAPE
-    covariance = torch.zeros(layers, slots, hidden, layers, slots, hidden)
-    for slot in range(slots):
-        # z_l = A_l … A_{L-1} z_L + noise that enters on the way: a matrix for each source of noise.
-        sources = {layers - 1: {layers - 1: torch.eye(hidden)}}
-        for layer in reversed(range(layers - 1)):
-            a = prior.A.detach()[layer]
-            sources[layer] = {origin: a @ m for origin, m in sources[layer + 1].items()}
-            sources[layer][layer] = torch.diag(prior.log_s.detach()[layer].exp())
-        for first in range(layers):
-            for second in range(layers):
-                shared = sources[first].keys() & sources[second].keys()
-                covariance[first, slot, :, second, slot, :] = sum(
-                    sources[first][origin] @ sources[second][origin].T for origin in shared
-                )
-    return covariance.reshape(SIZE, SIZE)
-
-
 def test_a_learned_gaussians_density_is_its_normals():
     prior = shaken(LearnedGaussianPrior(SHAPE))
     z = torch.randn(5, *SHAPE)
@@ -71,7 +52,7 @@ def test_a_learned_gaussians_density_is_its_normals():
 
 def test_a_chains_density_and_draws_are_those_of_the_dense_normal():
     prior = shaken(MarkovPrior(SHAPE))
-    dense = MultivariateNormal(torch.zeros(SIZE), chain_moments(prior))
+    dense = MultivariateNormal(torch.zeros(SIZE), chain_covariance(prior))
     z = torch.randn(5, *SHAPE)
     torch.testing.assert_close(log_density(prior, {"z": z}), dense.log_prob(z.flatten(1)))
     draws = traced(prior, 100_000).nodes["z"]["value"].detach().flatten(1)
@@ -85,7 +66,7 @@ def test_a_chains_closed_form_kl_is_the_dense_normals():
     mu, scale = torch.randn(4, *SHAPE), torch.rand(4, *SHAPE) + 0.3
     q = Independent(Normal(mu, scale), 3)
     p = GaussianChain(prior.A, prior.log_s, (4,), SHAPE[1])
-    dense = MultivariateNormal(torch.zeros(SIZE), chain_moments(prior))
+    dense = MultivariateNormal(torch.zeros(SIZE), chain_covariance(prior))
     expected = kl_divergence(MultivariateNormal(mu.flatten(1), torch.diag_embed(scale.flatten(1).square())), dense)
     torch.testing.assert_close(kl_divergence(q, p), expected)
 
@@ -96,7 +77,7 @@ def test_a_chain_of_one_layer_is_the_standard_normal():
 
 
 def test_every_entry_of_a_chain_starts_with_the_variance_of_the_standard_normal():
-    torch.testing.assert_close(chain_moments(MarkovPrior(SHAPE)).diag(), torch.ones(SIZE))
+    torch.testing.assert_close(chain_covariance(MarkovPrior(SHAPE)).diag(), torch.ones(SIZE))
 
 
 def test_every_entry_below_many_topics_starts_with_the_variance_of_the_standard_normal():

@@ -108,6 +108,7 @@ def test_a_run_interrupted_at_every_step_equals_the_uninterrupted_one(tmp_path: 
     [
         {"inference.noise": "fixed", "inference.slow_gradient": "trajectory", "training.seed": 7},
         {"training.micro_batch_size": 3, "training.clip_norm": None, "inference.init_mu_spread": 1.0},
+        {"prior.name": "energy"},  # whose slow gradient draws from the global stream
     ],
 )
 def test_resume_is_exact_under_other_settings(tmp_path: Path, data: Data, changes: dict[str, Any]):

@@ -11,7 +11,7 @@ from torch import nn
 from ltm_pyro.components import build_model
 from ltm_pyro.config import InferenceSettings, TrainingSettings
 from ltm_pyro.training import build_optimizer
-from ltm_pyro.training.schedules import fast_lr, slow_lr
+from ltm_pyro.training.schedules import fast_lr, kl_weight, slow_lr
 
 
 def test_the_slow_rate_warms_up_linearly_and_falls_along_a_cosine():
@@ -41,6 +41,12 @@ def test_the_fast_rate_goes_linearly_from_first_to_last():
     np.testing.assert_allclose([fast_lr(inference, training, s) for s in range(5)], [0.3, 0.31, 0.32, 0.33, 0.34])
     assert fast_lr(inference, training, 50) == pytest.approx(0.34)
     assert fast_lr(inference, TrainingSettings(steps=1), 0) == 0.3
+
+
+def test_the_weight_of_the_kl_rises_linearly_from_zero_to_one_and_is_one_without_warm_up():
+    inference = InferenceSettings(kl_warmup_steps=4)
+    assert [kl_weight(inference, s) for s in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [kl_weight(InferenceSettings(), s) for s in range(3)] == [1.0, 1.0, 1.0]
 
 
 def test_weight_decay_acts_on_matrices_alone():
