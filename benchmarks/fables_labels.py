@@ -195,6 +195,7 @@ def _one_seed(settings: Settings, options: argparse.Namespace) -> dict[str, Any]
         trainer = train(settings, data, Path(folder) / "run")
         validation = [row for row in trainer.run.metrics.rows() if row["split"] == "validation"]
     before = _labelled(trainer, plans, options.samples, 0)
+    del before["tables"]
     refit_prior(trainer, min(options.refit, len(data.train)))
     after = _labelled(trainer, plans, options.samples, options.shuffles)
     about = {"seed": settings.training.seed, "documents": len(fables), "validation": validation}
@@ -288,7 +289,13 @@ def _plot(path: Path, result: dict[str, Any]) -> None:
         bars.plot(dots, place, "o", color="black", ms=3, label="labels, each seed" if run is runs[0] else None)
     chance = [_column(result, name, "null_max").max() for name in order]
     bars.plot(
-        chance, place, "|", color="#c44e52", ms=9, mew=2, label=f"shuffled labels, greatest of {result['shuffles']}"
+        chance,
+        place,
+        "|",
+        color="#c44e52",
+        ms=9,
+        mew=2,
+        label=f"shuffled labels, greatest of {len(runs)} × {result['shuffles']}",
     )
     bars.set_yticks(place, [f"{name} ({PLAN_VARIABLES[name]})" for name in order])
     bars.set(xlabel="adjusted mutual information", title="plan variables (values)", xlim=(min(0, *means) - 0.02, 1.02))
