@@ -11,6 +11,7 @@ from tiny_models import ragged_batch, tiny_decoder
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES
 from ltm_pyro.infer import FastConfig, FastSlowSVI
+from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import Prior
 
@@ -40,6 +41,15 @@ class DriftingPrior(Prior):
         return pyro.sample("z", dist.Uniform(torch.zeros_like(high), high, validate_args=False).to_event(3))
 
 
+class ScalarPrior(Prior):
+    """One positive number for a whole sequence, with no event dimension."""
+
+    def forward(self, batch_size):
+        scale = pyro.sample("scale", dist.Gamma(2.0, 2.0).expand((batch_size,)))
+        z = pyro.sample("z", dist.Normal(torch.zeros(batch_size, *self.shape), 1.0).to_event(3))
+        return scale[..., None, None, None] * z
+
+
 class KindPrior(Prior):
     """A discrete site above the thoughts."""
 
@@ -61,12 +71,15 @@ def model_of(prior: type[Prior]) -> LatentThoughtModel:
 ])  # fmt: skip
 def test_bounds_of_any_batch_size_are_kept_for_every_other(prior, low, high, guide):
     model = model_of(prior)
-    svi = FastSlowSVI(model, guide(model, init_log_var=-1.0), fast=FastConfig(steps=3))
+    wide = {"init_log_var": -1.0} if guide.has_density else {}
+    svi = FastSlowSVI(model, guide(model, **wide), fast=FastConfig(steps=3))
     for lengths in ((4,), (4, 2, 5)):
         draws = svi.infer(ragged_batch(*lengths), seed=0).sample(50)
         assert draws.shape[1] == len(lengths)
         assert (draws >= low).all()
         assert (draws <= high).all()
+        if not guide.has_density:
+            continue
         # A guide on the right support comes near both ends of it.
         assert (draws.amin((0, 1, 2, 3)) < low + 0.3 * (high - low)).all()
         assert (draws.amax((0, 1, 2, 3)) > high - 0.3 * (high - low)).all()
@@ -76,6 +89,21 @@ def test_bounds_of_any_batch_size_are_kept_for_every_other(prior, low, high, gui
 def test_bounds_that_differ_between_sequences_are_refused(guide):
     with pytest.raises(LTMError, match="'z' has bounds that differ between sequences"):
         guide(model_of(DriftingPrior))
+
+
+@pytest.mark.parametrize("guide", GUIDES.values())
+def test_a_site_of_one_number_is_inferred_taught_and_remembered(guide, tmp_path):
+    model, batch = model_of(ScalarPrior), ragged_batch(4, 2, 5)
+    guide = guide(model)
+    slow = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3)
+    svi = FastSlowSVI(model, guide, fast=FastConfig(steps=2), slow=slow, starts=PosteriorTable(tmp_path / "table"))
+    for seed in range(2):
+        (posterior,) = svi.step(batch, seed=seed).posteriors
+    draws = posterior.sites(5)["scale"]
+    assert draws.shape == (5, 3)
+    assert (draws > 0).all()
+    assert posterior.mean.shape == (3, *model.prior.shape)
+    assert len(svi.starts) == (3 if guide.refined else 0)
 
 
 @pytest.mark.parametrize("guide", GUIDES.values())
