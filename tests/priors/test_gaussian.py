@@ -6,7 +6,10 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from tiny_models import tiny_decoder
 
+from ltm_pyro.guides import Amortized, LocalNormal
+from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, GaussianPrior, Prior
 
 SHAPE = (2, 3, 4)
@@ -44,6 +47,8 @@ def test_the_gaussian_prior_follows_its_modules_type():
 def test_every_named_prior_returns_thoughts_of_its_shape_inside_the_plate(name):
     prior = PRIORS[name](SHAPE)
     assert isinstance(prior, Prior)
+    if prior.refusal(LocalNormal):  # it is run with a guide that has an encoder
+        Amortized(LatentThoughtModel(tiny_decoder(thoughts_per_layer=3, thought_width=4), prior), width=16, heads=2)
     for particles, leading in ((None, (5,)), (3, (3, 5))):
         trace = run(prior, 5, particles)
         assert trace.nodes["_RETURN"]["value"].shape == (*leading, *SHAPE)
