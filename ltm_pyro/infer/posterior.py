@@ -63,8 +63,9 @@ class Posterior:
     def mean(self) -> Float[Tensor, "batch layer slot width"]:
         """Thoughts (B, L, n, H) with every latent site at its mean, or where its guide moves the mean of a normal.
 
-        That is the median on a constrained support, and some inner point under a flow. This is the posterior mean of the thoughts wherever the prior's thoughts are linear in its sites. Thoughts that
-        depend on an enumerated site directly are averaged over its values.
+        That is the median on a constrained support, and some inner point under a flow. Elsewhere this is the posterior
+        mean of the thoughts wherever the prior's thoughts are linear in its sites. Thoughts that depend on an
+        enumerated site directly are averaged over its values.
         """
         with torch.no_grad(), _at_location():
             trace = poutine.trace(self._guide).get_trace()
