@@ -64,9 +64,9 @@ def machine() -> dict[str, Any]:
     return about
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Writes benchmarks/results/NAME.json, with the command and the machine."""
-    path = Path(__file__).parent / "results" / f"{name}.json"
+def write_result(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
+    """Writes NAME.json, with the command and the machine, into ``folder`` (benchmarks/results where that is None)."""
+    path = (folder or Path(__file__).parent / "results") / f"{name}.json"
     about = {"command": f"just bench {' '.join(sys.argv[1:])}", "machine": machine(), **result}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(about, indent=2) + "\n")

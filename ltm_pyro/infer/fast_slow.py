@@ -77,7 +77,7 @@ class FastSlowSVI:
             again; None starts every time anew. `infer` neither reads nor fills it.
 
     Raises:
-        LTMError: the prior refuses the guide, or a setting needs `SequenceELBO`.
+        LTMError: the prior refuses the guide, ``free_bits`` is below 0, or a setting needs `SequenceELBO`.
 
     References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors; Hoffman
     et al. (2013), Stochastic Variational Inference.
@@ -98,6 +98,8 @@ class FastSlowSVI:
     ):
         if refusal := model.prior.refusal(type(guide)):
             raise LTMError(refusal)
+        if not free_bits >= 0:
+            raise LTMError(f"free_bits must be 0 or more, got {free_bits}")
         self.model = model
         self.guide = guide
         self.fast = fast or FastConfig()

@@ -32,24 +32,36 @@ class MixturePrior(Prior):
         spread: standard deviation of the starts of the components' means around 0.
         enumerated: whether the kind is a site of its own, so that ``Posterior.discrete()["kind"]`` is a document's
             label. The density, the parameters and the bound are the same either way.
+        scale: where every s starts.
+        learned_scale: whether s is learned. A constant one cannot shrink onto a posterior that says little, nor can a
+            component, by fitting the early thoughts first, leave the others without documents.
 
     Raises:
-        LTMError: ``components`` is below 1.
+        LTMError: ``components`` is below 1, or ``scale`` is not above 0.
 
     References: Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational
     Autoencoders.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], *, components: int = 8, spread: float = 0.1, enumerated: bool = False
+        self,
+        shape: tuple[int, int, int],
+        *,
+        components: int = 8,
+        spread: float = 0.1,
+        enumerated: bool = False,
+        scale: float = 1.0,
+        learned_scale: bool = True,
     ):
         super().__init__(shape)
         if components < 1:
             raise LTMError(f"a mixture prior needs 1 component or more, got components = {components}")
+        if not scale > 0:
+            raise LTMError(f"the scale of a mixture prior's components must be above 0, got scale = {scale}")
         self.enumerated = enumerated
         self.logits = nn.Parameter(torch.zeros(components))
         self.mu = nn.Parameter(spread * torch.randn(components, *shape))
-        self.log_scale = nn.Parameter(torch.zeros(components, *shape))
+        self.log_scale = nn.Parameter(torch.full((components, *shape), scale).log(), requires_grad=learned_scale)
 
     def forward(self, batch_size: int) -> Float[Tensor, "*particles batch layer slot hidden"]:
         """Samples ``z`` (…, B, L, n, H), below ``kind`` (…, B) where that is a site."""

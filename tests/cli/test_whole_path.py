@@ -67,6 +67,7 @@ def test_sample_json_is_one_document_with_all_that_settles_it(cli: Run, trained:
         "temperature": 0.7,
         "top_k": 5,
         "top_p": 0.9,
+        "label": None,
         "fast_steps": 1,
     }
     assert len(samples) == 2

@@ -1,4 +1,4 @@
-"""The amortised guide: an encoder that learns the exact posterior by the ELBO's own gradient, and takes no fast step."""
+"""The amortised guide: an encoder that learns the exact posterior by the ELBO's gradient, and takes no fast step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tiny_runs import new_trainer, tiny_data
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation import evaluate
 from ltm_pyro.guides import Amortized
 from ltm_pyro.infer import FastSlowSVI, SequenceELBO
 from ltm_pyro.noise import SequenceGenerator
@@ -35,7 +36,7 @@ def encoder_gradients(svi: FastSlowSVI, batch: TokenBatch, **settings) -> list[t
 
 
 def written_out(svi: FastSlowSVI, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) log-likelihood and KL of a linear-Gaussian model, from their formulas, on the slow step's noise of seed 3."""
+    """(B,) log-likelihood and KL of a linear-Gaussian model by their formulas, on the slow step's noise of seed 3."""
     local = svi.guide.init_local(batch)
     mu, log_var = local["z.mu"].flatten(1), local["z.log_var"].flatten(1)
     noise = SequenceGenerator(batch.keys, 3, "slow").normal((1, 2, 2)).flatten(1)
@@ -148,6 +149,13 @@ def test_a_checkpoint_holds_the_decoders_embedding_once_and_comes_back_whole(tmp
     expected, found = trainer.svi.infer(batch, seed=0), run.svi.infer(batch, seed=0)
     assert torch.equal(found.sample(3), expected.sample(3))
     assert torch.equal(found.terms.elbo, expected.terms.elbo)
+    assert evaluate(run.svi, data.validation, range(2), fast_steps=9).fast_steps == 0  # none were taken
+
+
+def test_the_slow_step_scores_the_posterior_that_inference_gives_in_bfloat16_too():
+    svi, batch = engine(tiny_model(), autocast=torch.bfloat16), ragged_batch(4, 7)
+    info = svi.step(batch, seed=3)
+    torch.testing.assert_close(info.terms.kl, svi.infer(batch).kl, rtol=1e-5, atol=0)
 
 
 def test_a_weight_on_the_kl_scales_its_gradient_and_not_the_report(float64):

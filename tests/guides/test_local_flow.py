@@ -1,4 +1,4 @@
-"""The flow guide: its density against a numerical Jacobian, where it starts, and the posteriors that it is needed for."""
+"""The flow guide: its density against a numerical Jacobian, where it starts, and the posteriors that need it."""
 
 from __future__ import annotations
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from linear_gaussian import LinearGaussianModel
 from tiny_models import ragged_batch, tiny_model
+from tiny_runs import new_trainer, tiny_data
 from torch.distributions import Normal, kl_divergence
 
 from ltm_pyro.guides import LocalNormal, SemiAmortized
@@ -114,6 +116,17 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         results.append([info.guide_loss, *(p.grad.clone() for p in guide.parameters())])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_training_rows_tell_the_distance_beside_the_loss_and_not_in_it(tmp_path: Path):
+    options = {"guide.name": "semi-amortized", "guide.width": 16, "guide.heads": 2, "training.steps": 3}
+    trainer = new_trainer(tmp_path / "run", tiny_data(tmp_path, layout="documents"), options)
+    trainer.fit()
+    rows = [row for row in trainer.metrics.rows() if row["split"] == "train"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["guide_loss"] > 0
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["kl"])
 
 
 def test_it_is_the_local_normal_in_all_that_is_sampled():

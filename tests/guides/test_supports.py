@@ -11,6 +11,7 @@ from tiny_models import ragged_batch, tiny_decoder
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES
 from ltm_pyro.infer import FastConfig, FastSlowSVI
+from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import Prior
 
@@ -38,6 +39,15 @@ class DriftingPrior(Prior):
         width = pyro.sample("width", dist.LogNormal(torch.zeros(batch_size), 1.0))
         high = width[:, None, None, None].expand(batch_size, *self.shape)
         return pyro.sample("z", dist.Uniform(torch.zeros_like(high), high, validate_args=False).to_event(3))
+
+
+class ScalarPrior(Prior):
+    """One positive number for a whole sequence, with no event dimension."""
+
+    def forward(self, batch_size):
+        scale = pyro.sample("scale", dist.Gamma(2.0, 2.0).expand((batch_size,)))
+        z = pyro.sample("z", dist.Normal(torch.zeros(batch_size, *self.shape), 1.0).to_event(3))
+        return scale[..., None, None, None] * z
 
 
 class KindPrior(Prior):
@@ -79,6 +89,21 @@ def test_bounds_of_any_batch_size_are_kept_for_every_other(prior, low, high, gui
 def test_bounds_that_differ_between_sequences_are_refused(guide):
     with pytest.raises(LTMError, match="'z' has bounds that differ between sequences"):
         guide(model_of(DriftingPrior))
+
+
+@pytest.mark.parametrize("guide", GUIDES.values())
+def test_a_site_of_one_number_is_inferred_taught_and_remembered(guide, tmp_path):
+    model, batch = model_of(ScalarPrior), ragged_batch(4, 2, 5)
+    guide = guide(model)
+    slow = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3)
+    svi = FastSlowSVI(model, guide, fast=FastConfig(steps=2), slow=slow, starts=PosteriorTable(tmp_path / "table"))
+    for seed in range(2):
+        (posterior,) = svi.step(batch, seed=seed).posteriors
+    draws = posterior.sites(5)["scale"]
+    assert draws.shape == (5, 3)
+    assert (draws > 0).all()
+    assert posterior.mean.shape == (3, *model.prior.shape)
+    assert len(svi.starts) == (3 if guide.refined else 0)
 
 
 @pytest.mark.parametrize("guide", GUIDES.values())

@@ -503,3 +503,9 @@ def test_the_fast_loop_never_waits_for_a_cuda_device():
         torch.cuda.set_sync_debug_mode("default")
     # Kernels sum in another order, and Adam amplifies small gradients' rounding.
     assert (posterior.local["z.mu"].cpu() - on_cpu.local["z.mu"]).abs().median() < 1e-3
+
+
+def test_negative_free_bits_are_refused():
+    model = tiny_model()
+    with pytest.raises(LTMError, match="free_bits must be 0 or more"):
+        FastSlowSVI(model, LocalNormal(model), free_bits=-1.0)

@@ -127,6 +127,13 @@ def test_a_mixtures_density_and_responsibilities_follow_bayes():
     torch.testing.assert_close(prior.responsibilities(z).detach(), joint.softmax(1))
 
 
+def test_a_mixtures_scale_stays_where_it_is_not_learned():
+    prior = MixturePrior(SHAPE, components=3, scale=0.5, learned_scale=False)
+    assert [name for name, p in prior.named_parameters() if p.requires_grad] == ["logits", "mu"]
+    assert prior.state_dict().keys() == MixturePrior(SHAPE, components=3).state_dict().keys()
+    assert prior.log_scale.exp() == pytest.approx(0.5 * torch.ones(3, *SHAPE))
+
+
 def test_a_mixture_draws_each_component_as_often_as_its_weight():
     prior = MixturePrior((1, 1, 1), components=2)
     with torch.no_grad():
@@ -138,6 +145,7 @@ def test_a_mixture_draws_each_component_as_often_as_its_weight():
 
 @pytest.mark.parametrize(("build", "words"), [
     (lambda: MixturePrior(SHAPE, components=0), "1 component or more"),
+    (lambda: MixturePrior(SHAPE, scale=0.0), "above 0, got scale = 0.0"),
     (lambda: HierarchicalPrior(SHAPE, topics=0), "1 topic entry or more"),
 ])  # fmt: skip
 def test_a_prior_of_nothing_is_refused(build, words):

@@ -61,6 +61,25 @@ def test_rows_say_what_was_trained_at_which_rates(tmp_path: Path, data: Data):
         assert row["gradient_norm"] > 0
 
 
+def test_the_weight_of_the_kl_follows_its_schedule_and_rows_report_the_whole_elbo(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = new_trainer(tmp_path / "run", data, QUICK | {"inference.kl_warmup_steps": 3, "inference.free_bits": 2.0})
+    assert trainer.svi.free_bits == 2.0
+    weights: list[float] = []
+    step = trainer.svi.step
+
+    def recorded(batch: TokenBatch, *, kl_weight: float, **settings: Any) -> Any:
+        weights.append(kl_weight)
+        return step(batch, kl_weight=kl_weight, **settings)
+
+    monkeypatch.setattr(trainer.svi, "step", recorded)
+    trainer.fit()
+    assert weights == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    for row in training_rows(trainer.metrics.rows()):
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["kl"], abs=1e-5)
+
+
 def test_validation_rows_have_the_sum_of_their_terms_and_standard_errors(tmp_path: Path, data: Data):
     rows = rows_of(tmp_path / "run", data, {"training.eval_every": 2})
     found = [row for row in rows if row["split"] == "validation"]
