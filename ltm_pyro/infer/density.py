@@ -67,7 +67,7 @@ def trace_model(model: Callable[..., Any], guide_trace: Any = None, *args: Any, 
 def _require_plain(name: str, site: Any) -> None:
     if is_enumerated(site) and site["mask"] is not None:
         raise LTMError(
-            f"site {name!r} is enumerated under a mask, where each of its K values would count as certain and add log K "
+            f"site {name!r} is enumerated under a mask, where each of its K values counts as certain and adds log K "
             "to the bound: mask the sites below it alone"
         )
     scaled = isinstance(site["scale"], Tensor) or site["scale"] != 1

@@ -109,7 +109,7 @@ class UnconstrainedJoint:
             LTMError: the posterior is that of other sequences; the density there is not finite.
         """
         if init is None:
-            # Not every distribution draws from a counter, so the prior is run for each chain alone, on a seed of its own.
+            # Not every distribution draws from a counter: each chain's prior is run alone, on a seed of its own.
             seeds = list(enumerate(generator.seeds()))
             u = torch.stack(
                 [torch.cat([self._prior_draw(self.batch[[b]], seed + c) for b, seed in seeds]) for c in range(chains)]
