@@ -57,7 +57,9 @@ def latent_sites(model: LatentThoughtModel) -> list[LatentSite]:
     Raises:
         LTMError: a site stands outside the plate of sequences, or the prior samples nothing.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+    device = model.decoder.embedding.weight.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
         try:
             trace = poutine.trace(_prior_program(model)).get_trace()
         except ValueError as error:

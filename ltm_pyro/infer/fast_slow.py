@@ -100,6 +100,7 @@ class FastSlowSVI:
             raise LTMError(refusal)
         if not free_bits >= 0:
             raise LTMError(f"free_bits must be 0 or more, got {free_bits}")
+        model.prior.pair(guide)
         self.model = model
         self.guide = guide
         self.fast = fast or FastConfig()

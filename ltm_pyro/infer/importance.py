@@ -59,7 +59,8 @@ class ImportanceWeights:
         """(B,) shape of the generalized Pareto distribution fitted to the largest min(S / 5, 3 √S) weights.
 
         Moments of order 1 / k and above are infinite: below 0.5 the weights have a variance, above 0.7 do not use them.
-        ∞ where fewer than five weights stand out, so that nothing can be said, and -∞ where all are equal.
+        ∞ where fewer than five weights stand out or a weight is 0, so that nothing can be said, and -∞ where all are
+        equal.
         """
         return self._fits[0]
 

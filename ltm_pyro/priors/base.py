@@ -48,7 +48,10 @@ class Prior(nn.Module, ABC):
         """
 
     def pair(self, guide: nn.Module) -> None:
-        """Told of a guide that has an encoder when that is made; most priors need to know nothing of it."""
+        """Told of the guide when `FastSlowSVI` joins them, of one with an encoder already when that is made.
+
+        Most priors need to know nothing of it.
+        """
 
     @classmethod
     def refusal(cls, guide: type) -> str | None:

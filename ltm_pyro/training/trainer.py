@@ -250,13 +250,13 @@ class Trainer:
 
 
 def build_optimizer(modules: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: the weights of linear maps and embeddings.
+    """AdamW with weight decay on matrices alone: the weights of linear maps, attentions and embeddings.
 
     Norms and all that is a prior's own, be it a mean or a network, are left as they are.
     """
-    maps = [m for m in modules.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    priors = [m for m in modules.modules() if isinstance(m, Prior)]
-    matrices = {m.weight for m in maps} - {p for prior in priors for p in prior.parameters()}
+    kinds = {nn.Linear: "weight", nn.Embedding: "weight", nn.MultiheadAttention: "in_proj_weight"}
+    maps = {getattr(m, name) for m in modules.modules() for kind, name in kinds.items() if isinstance(m, kind)}
+    matrices = maps - {p for m in modules.modules() if isinstance(m, Prior) for p in m.parameters()}
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p in matrices], "weight_decay": settings.weight_decay},

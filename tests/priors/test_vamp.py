@@ -163,3 +163,16 @@ def test_draws_come_from_the_mixture():
     square = (weights[:, None, None, None] * (normals.mean.square() + normals.variance)).sum(0)
     deviation = (square - mean.square()).sqrt()
     assert ((draws.mean(0) - mean) / deviation).abs().max() < 5 / 20_000**0.5
+
+
+def test_the_prior_mixes_the_posteriors_of_the_guide_that_it_is_joined_with():
+    model, first = vamp_model()
+    second = Amortized(model, **SMALL)
+    z, densities = torch.randn(5, *model.prior.shape), []
+    for guide in (first, second, first):
+        FastSlowSVI(model, guide)
+        with pyro.plate("sequences", 5, dim=-1):
+            trace = poutine.trace(model.prior).get_trace(5)
+        densities.append(trace.nodes["z"]["fn"].log_prob(z))
+    assert torch.equal(densities[0], densities[2])
+    assert not torch.allclose(densities[0], densities[1])

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_decoder
+from tiny_models import tiny_decoder, tiny_model
 from tiny_runs import new_trainer
 from torch import nn
 
 from ltm_pyro.config import TrainingSettings
 from ltm_pyro.data import Data
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import GUIDES, LocalNormal
+from ltm_pyro.guides import GUIDES, Amortized, LocalNormal
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS
 from ltm_pyro.training import build_optimizer
@@ -29,6 +29,14 @@ def test_decay_reaches_every_matrix_of_the_decoder_and_nothing_of_a_prior(name: 
     spared = {p for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
     assert decayed == {p for p in decoder.parameters() if p.dim() == 2}
     assert spared == {p for p in model.parameters() if p not in decayed}
+
+
+def test_decay_reaches_every_map_of_an_encoder_and_none_of_its_queries():
+    guide = Amortized(tiny_model(), width=16, heads=2)
+    groups = build_optimizer(guide, TrainingSettings(weight_decay=0.2)).param_groups
+    decayed = {p for group in groups if group["weight_decay"] == 0.2 for p in group["params"]}
+    queries = set(guide.encoder.queries)
+    assert decayed == {p for p in guide.parameters() if p.dim() == 2} - queries
 
 
 class HoldingGuide(LocalNormal):
