@@ -101,3 +101,20 @@ def test_an_incompatible_pair_is_refused_before_any_work_with_the_reason_and_the
     settings = Settings().updated({"prior.name": form, "guide.name": guide})
     with pytest.raises(LTMError, match=r"mixes an encoder's posteriors.* has no encoder: choose the guide amortized"):
         check_components(settings)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("form", "guide"), [pair for pair in PAIRS if not refused(*pair)])
+def test_a_pair_trains_and_writes_on_cuda(
+    form: str, guide: str, dtype: str, tmp_path: Path, real_text: dict[str, Data]
+):
+    data = real_text["labelled" if "labels" in form else "plain"]
+    few = {"training.steps": 3, "training.eval_every": 3, "training.device": "cuda", "training.dtype": dtype}
+    chosen = {"prior.name": prior_of(form), "guide.name": guide} | OPTIONS.get(form, {})
+    trainer = new_trainer(tmp_path / "run", data, chosen | SMALL | STEPS | few | {"inference.warm_start": True})
+    assert trainer.fit()
+    run = load_run(tmp_path / "run", device="cuda")
+    texts = generate(run.svi, start=data.tokenizer.end_of_text, prompt=[5, 6], num=2, max_tokens=4)
+    assert [len(text) for text in texts] == [4, 4]
