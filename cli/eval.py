@@ -18,11 +18,19 @@ __all__ = ["command"]
     "--protocol",
     "protocols",
     multiple=True,
-    type=click.Choice(["elbo", "reconstruction"]),
-    help="May be repeated (default: both).",
+    type=click.Choice(["elbo", "reconstruction", "iwae", "prequential"]),
+    help="May be repeated (default: elbo and reconstruction).",
 )
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="S", help="Draws of z per sequence."
+)
+@click.option(
+    "--block-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Tokens between two inferences of prequential.",
 )
 @click.option("--max-sequences", type=click.IntRange(min=1), metavar="M", help="Score at most M sequences.")
 @click.option(
@@ -38,6 +46,7 @@ def command(
     column: str | None,
     protocols: tuple[str, ...],
     samples: int,
+    block_size: int,
     max_sequences: int | None,
     batch_size: int,
     fast_steps: int | None,
@@ -52,17 +61,23 @@ def command(
                     after the fit
     reconstruction  how well the thoughts encode the text: the KL is left out, so it is
                     no bound and does not compare with an autoregressive model's loss
+    iwae            a tighter upper bound from S importance-weighted draws (--samples 100),
+                    with the Pareto k-hat that says if the weights serve
+    prequential     thoughts inferred from the tokens before each block score the block: the
+                    one number that compares with an autoregressive model's perplexity
 
     \b
     Examples:
         ltm-pyro eval runs/tiny-fables --samples 4
         ltm-pyro eval runs/tiny-fables --data other.txt --protocol elbo --json
+        ltm-pyro eval runs/tiny-fables --protocol prequential --block-size 16 --samples 8
     """
     from ltm_pyro.cli.render import console, notices, show_report
 
-    from ltm_pyro.evaluation import PROTOCOLS, evaluate, generator_entropy, validation_data
+    from ltm_pyro.evaluation import PROTOCOLS, VALIDATION, evaluate, generator_entropy, validation_data
     from ltm_pyro.training import load_run
 
+    chosen = tuple(p for p in PROTOCOLS if p in (protocols or VALIDATION))
     loaded = load_run(run, device=device)
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
@@ -73,15 +88,16 @@ def command(
             loaded.svi,
             sequences,
             indices,
+            protocols=chosen,
             samples=samples,
+            block_size=block_size,
             fast_steps=fast_steps,
             fast_lr=loaded.fast_lr,
             batch_size=batch_size,
             seed=seed,
             device=loaded.device,
         )
-    chosen = tuple(p for p in PROTOCOLS if not protocols or p in protocols)
-    row = {"run": run, "step": loaded.step, "data": source, **report.to_dict(chosen)}
+    row = {"run": run, "step": loaded.step, "data": source, **report.to_dict()}
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
     if as_json:

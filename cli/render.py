@@ -161,6 +161,8 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
     meaning = {
         "elbo": "upper bound on -log p(x)",
         "reconstruction": "KL left out: no bound",
+        "iwae": "tighter upper bound on -log p(x)",
+        "prequential": "-log p of each block given the ones before: compares with an AR model's",
         "kl": "information in the thoughts, at most",
         "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
     }
@@ -172,11 +174,23 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
     if row.get("generator_entropy") is not None:
         table.add_row("generator", f"{row['generator_entropy']:.4f}", "", "exact -log p(x) of the same texts")
     out.print(table)
+    blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
     out.print(
         f"{row['sequences']} sequences, {row['tokens']} tokens, S = {row['samples']}, T_fast = {row['fast_steps']}, "
-        f"seed {row['seed']}",
+        f"seed {row['seed']}{blocks}",
         highlight=False,
     )
+    if row.get("iwae") is not None:
+        out.print(_k_hat(row), highlight=False)
+
+
+def _k_hat(row: Mapping[str, Any]) -> str:
+    """How far the weights behind ``iwae`` can be trusted."""
+    share = row["k_hat_above_0.7"]
+    if share is None:
+        return "iwae: too few draws for a Pareto k-hat, take --samples 100"
+    median = "not finite" if row["k_hat_median"] is None else f"{row['k_hat_median']:.2f}"
+    return f"iwae: Pareto k-hat {median} (median), above 0.7 in {share:.0%} of the sequences"
 
 
 def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> None:

@@ -82,6 +82,12 @@ class TokenBatch:
         plain.__dict__.update(self.__dict__ | {"labels": None})  # nothing computed so far depends on the labels
         return plain
 
+    def prefix(self, length: int) -> TokenBatch:
+        """The first ``length`` tokens of every sequence, and nothing that was computed from later ones."""
+        scored = None if self.scored is None else self.scored[:, :length]
+        lengths = self.lengths.clamp(max=length)
+        return replace(self, tokens=self.tokens[:, :length], lengths=lengths, scored=scored)
+
     @property
     def device(self) -> torch.device:
         """Where the tokens live."""

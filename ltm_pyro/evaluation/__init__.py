@@ -1,6 +1,16 @@
 """Evaluation by protocols that say what they leave out."""
 
-from ltm_pyro.evaluation.protocols import PROTOCOLS, Protocol, Report, evaluate
+from ltm_pyro.evaluation.prequential import block_log_probs
+from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
 from ltm_pyro.evaluation.sources import generator_entropy, validation_data
 
-__all__ = ["PROTOCOLS", "Protocol", "Report", "evaluate", "generator_entropy", "validation_data"]
+__all__ = [
+    "PROTOCOLS",
+    "VALIDATION",
+    "Protocol",
+    "Report",
+    "block_log_probs",
+    "evaluate",
+    "generator_entropy",
+    "validation_data",
+]

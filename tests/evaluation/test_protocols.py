@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from ltm_pyro.data import Data, Tokenizer, build_data
 from ltm_pyro.data.fables import generate as generate_fables
 from ltm_pyro.data.fables import log_prob
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation import PROTOCOLS, Report, evaluate, generator_entropy, validation_data
+from ltm_pyro.evaluation import PROTOCOLS, Protocol, Report, evaluate, generator_entropy, validation_data
 from ltm_pyro.guides import LocalNormal
-from ltm_pyro.infer import ELBOTerms, FastSlowSVI, Posterior
+from ltm_pyro.infer import FastSlowSVI, Posterior
 from ltm_pyro.training import load_run
 
 
@@ -30,9 +31,12 @@ def svi(tmp_path_factory: pytest.TempPathFactory, data: Data) -> FastSlowSVI:
     return load_run(path, device="cpu").svi
 
 
-def report_of(elbos: list[float], kls: list[float], counts: list[int]) -> Report:
-    terms = ELBOTerms(torch.tensor(elbos).double() + torch.tensor(kls).double(), torch.tensor(kls).double())
-    return Report(terms, torch.tensor(counts), samples=1, fast_steps=2, seed=3)
+def report_of(
+    elbos: list[float], kls: list[float], counts: list[int], protocols: Sequence[Protocol] = ("elbo", "reconstruction")
+) -> Report:
+    elbo, kl = torch.tensor(elbos).double(), torch.tensor(kls).double()
+    values = {"elbo": -elbo, "reconstruction": -elbo - kl, "kl": kl}
+    return Report(values, torch.tensor(counts), samples=1, fast_steps=2, seed=3, protocols=protocols)
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -41,22 +45,21 @@ def test_the_batch_size_changes_nothing(svi: FastSlowSVI, data: Data, samples: i
     one = evaluate(svi, data.train, indices, samples=samples, batch_size=1)
     for size in (3, 100):
         many = evaluate(svi, data.train, indices, samples=samples, batch_size=size)
-        torch.testing.assert_close(many.terms.log_likelihood, one.terms.log_likelihood, rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(many.terms.kl, one.terms.kl, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(many.values, one.values, rtol=1e-5, atol=1e-4)
         assert torch.equal(many.num_scored, one.num_scored)
 
 
 def test_the_order_of_the_sequences_changes_nothing(svi: FastSlowSVI, data: Data):
     forward = evaluate(svi, data.train, [0, 1, 2, 3], batch_size=2)
     backward = evaluate(svi, data.train, [3, 2, 1, 0], batch_size=2)
-    torch.testing.assert_close(backward.terms.elbo.flip(0), forward.terms.elbo, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(backward.values["elbo"].flip(0), forward.values["elbo"], rtol=1e-5, atol=1e-4)
 
 
 def test_the_seed_settles_the_numbers_and_the_global_stream_does_not(svi: FastSlowSVI, data: Data):
     first = evaluate(svi, data.train, range(4), seed=5)
     torch.manual_seed(999)
-    assert torch.equal(evaluate(svi, data.train, range(4), seed=5).terms.elbo, first.terms.elbo)
-    assert not torch.equal(evaluate(svi, data.train, range(4), seed=6).terms.elbo, first.terms.elbo)
+    assert torch.equal(evaluate(svi, data.train, range(4), seed=5).values["elbo"], first.values["elbo"])
+    assert not torch.equal(evaluate(svi, data.train, range(4), seed=6).values["elbo"], first.values["elbo"])
 
 
 def test_evaluation_leaves_no_trace(svi: FastSlowSVI, data: Data):
@@ -72,8 +75,8 @@ def test_values_are_the_posteriors_own_terms_on_noise_after_the_fit(svi: FastSlo
     report = evaluate(svi, data.train, [4, 9], samples=2, fast_steps=5, fast_lr=0.2, seed=8)
     posterior = svi.infer(data.train.batch([4, 9]), steps=5, lr=0.2, seed=8)
     terms = posterior.elbo_terms(2)
-    torch.testing.assert_close(report.terms.log_likelihood.float(), terms.log_likelihood)
-    torch.testing.assert_close(report.terms.kl.float(), terms.kl)
+    torch.testing.assert_close(report.values["reconstruction"].float(), -terms.log_likelihood)
+    torch.testing.assert_close(report.values["kl"].float(), terms.kl)
     tokens = int(data.train.lengths[[4, 9]].sum())
     row = report.to_dict()
     assert row["reconstruction"] == pytest.approx(-float(terms.log_likelihood.sum()) / tokens)
@@ -137,8 +140,10 @@ def test_equal_values_per_token_have_no_error_and_one_sequence_has_none_to_give(
 def test_a_report_leaves_out_the_protocols_that_were_not_asked_for():
     report = report_of([-20.0, -30.0], [1.0, 2.0], [10, 12])
     assert set(report.to_dict()) >= {"elbo", "reconstruction", "kl", "elbo_se", "reconstruction_se", "kl_se"}
-    assert "elbo" not in report.to_dict(("reconstruction",))
-    assert PROTOCOLS == ("elbo", "reconstruction")
+    assert "elbo" not in report_of([-20.0, -30.0], [1.0, 2.0], [10, 12], ["reconstruction"]).to_dict()
+    assert PROTOCOLS == ("elbo", "reconstruction", "iwae", "prequential")
+    with pytest.raises(LTMError, match="no 'iwae', only elbo and reconstruction and kl: name it in protocols"):
+        report.mean("iwae")
 
 
 def test_nothing_to_score_is_refused(svi: FastSlowSVI, data: Data):
@@ -146,6 +151,10 @@ def test_nothing_to_score_is_refused(svi: FastSlowSVI, data: Data):
         evaluate(svi, data.train, [])
     with pytest.raises(LTMError, match="samples must be 1 or more, got 0"):
         evaluate(svi, data.train, [0], samples=0)
+    with pytest.raises(LTMError, match="block_size must be 1 or more, got 0"):
+        evaluate(svi, data.train, [0], protocols=["prequential"], block_size=0)
+    with pytest.raises(LTMError, match="protocols must be some of elbo, reconstruction, iwae, prequential, got none"):
+        evaluate(svi, data.train, [0], protocols=[])
 
 
 def test_the_validation_data_of_a_run_are_those_that_training_held_out(tmp_path: Path, data: Data):
