@@ -108,6 +108,21 @@ def test_keys_of_many_short_sequences_are_all_different():
     assert len(set(batch_of(*sequences).keys.tolist())) == 12**3
 
 
+def test_a_prefix_is_the_batch_of_the_first_tokens_alone():
+    batch = batch_of([1, 2, 3], [4], start=[7, 8])
+    scored = torch.tensor([[False, True, True], [True, True, True]])
+    batch = TokenBatch(batch.tokens, batch.lengths, batch.start, scored, torch.tensor([1, -1]))
+    assert batch.keys.shape == batch.num_scored.shape  # computed, and not handed on
+    prefix = batch.prefix(2)
+    assert prefix.tokens.tolist() == [[1, 2], [4, 0]]
+    assert prefix.lengths.tolist() == [2, 1]
+    assert prefix.mask.tolist() == [[False, True], [True, False]]
+    assert torch.equal(prefix.keys, batch_of([1, 2], [4], start=[7, 8]).keys)
+    assert torch.equal(prefix.labels, batch.labels)
+    assert batch.prefix(0).tokens.shape == (2, 0)
+    assert torch.equal(batch.prefix(9).tokens, batch.tokens)
+
+
 def test_moving_a_batch_keeps_it():
     batch = batch_of([1, 2], [3])
     scored = torch.tensor([[True, False], [True, True]])

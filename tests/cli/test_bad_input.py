@@ -297,6 +297,7 @@ def test_eval_refuses_empty_text_and_wrong_columns(cli: Run, trained: Path, tmp_
         (["sample", "x", "--num", "0"], "'--num'"),
         (["sample", "x", "--seed", str(2**32)], "'--seed'"),
         (["eval", "x", "--protocol", "iwae-x"], "'--protocol'"),
+        (["eval", "x", "--block-size", "0"], "'--block-size'"),
     ],
 )
 def test_what_is_no_command_line_at_all_is_one_line_that_points_to_help(cli: Run, arguments: list[str], words: str):

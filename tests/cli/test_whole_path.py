@@ -147,6 +147,22 @@ def test_eval_options_change_what_they_say_and_the_batch_size_nothing(cli: Run, 
     assert single["reconstruction"] == plain["reconstruction"]
 
 
+def test_eval_by_the_two_protocols_of_the_evidence(cli: Run, trained: Path):
+    options = ["--protocol", "iwae", "--protocol", "prequential", "--block-size", 8, "--samples", 21]
+    found = document(cli("eval", trained, "--json", *options))
+    assert found["iwae"] > 0
+    assert found["prequential"] > 0
+    assert 0 <= found["k_hat_above_0.7"] <= 1
+    assert found["block_size"] == 8
+    assert not found.keys() & {"elbo", "reconstruction", "kl"}
+    table = cli("eval", trained, *options).out
+    assert f"{found['prequential']:.4f}" in table
+    assert "compares with an AR model's" in table
+    assert "T_fast = 2, seed 0, blocks of 8" in table
+    assert "iwae: Pareto k-hat" in table
+    assert "too few draws" in cli("eval", trained, "--protocol", "iwae").out
+
+
 def test_one_sequence_has_no_standard_error_and_json_none_of_its_nan(cli: Run, trained: Path):
     assert document(cli("eval", trained, "--json", "--max-sequences", 1))["elbo_se"] is None
     assert cli("eval", trained, "--max-sequences", 1).code == 0
@@ -294,7 +310,7 @@ OPTIONS = {
     "train": "--preset --data --prior --guide --steps --fast-steps --out --resume --device --dtype --seed"
     " --config --set",
     "sample": "--prompt --prompt-file --num --max-tokens --temperature --top-k --top-p --fast-steps --seed --json",
-    "eval": "--data --protocol --samples --fast-steps --json",
+    "eval": "--data --protocol --samples --block-size --fast-steps --json",
     "info": "--json",
 }
 

@@ -1,11 +1,13 @@
-"""Shared by the evaluation tests: one tiny corpus, a cache of the session's own, and no threads."""
+"""Shared by the evaluation tests: one tiny corpus, a model of it, a cache of the session's own, and no threads."""
 
 from __future__ import annotations
 
 import pytest
-from tiny_runs import tiny_data
+from tiny_runs import new_trainer, tiny_data
 
 from ltm_pyro.data import Data
+from ltm_pyro.infer import FastSlowSVI
+from ltm_pyro.training import load_run
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +19,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return tiny_data(tmp_path_factory.mktemp("corpus"), layout="documents")  # of many lengths
+
+
+@pytest.fixture(scope="session")
+def svi(tmp_path_factory: pytest.TempPathFactory, data: Data) -> FastSlowSVI:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    new_trainer(path, data, {"training.steps": 12, "training.slow_lr": 0.05, "inference.fast_steps": 3}).fit()
+    return load_run(path, device="cpu").svi

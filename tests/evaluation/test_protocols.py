@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import new_trainer, tiny_settings, write_corpus
+from tiny_runs import tiny_settings, write_corpus
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Data, Tokenizer, build_data
@@ -21,14 +21,6 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import PROTOCOLS, Protocol, Report, evaluate, generator_entropy, validation_data
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.infer import FastSlowSVI, Posterior
-from ltm_pyro.training import load_run
-
-
-@pytest.fixture(scope="module")
-def svi(tmp_path_factory: pytest.TempPathFactory, data: Data) -> FastSlowSVI:
-    path = tmp_path_factory.mktemp("trained") / "run"
-    new_trainer(path, data, {"training.steps": 12, "training.slow_lr": 0.05, "inference.fast_steps": 3}).fit()
-    return load_run(path, device="cpu").svi
 
 
 def report_of(
