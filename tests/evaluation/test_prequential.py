@@ -101,13 +101,17 @@ def test_later_tokens_do_not_reach_earlier_blocks(guide: Any):
     assert ((moved[:, 2] - one[:, 2]).abs() > 1e-6).all()
 
 
-def test_all_continuations_of_a_prefix_have_probabilities_that_sum_to_one():
-    """What is scored is one distribution, for any number of draws and steps."""
-    svi = svi_of(tiny_model(vocab_size=5))
+@pytest.mark.parametrize("block_size", [1, 2])
+@pytest.mark.parametrize("guide", [LocalNormal, LocalDelta, Amortized])
+def test_all_continuations_of_a_prefix_have_probabilities_that_sum_to_one(guide: Any, block_size: int):
+    """What is scored is one distribution, for any number of draws and steps: a block that helped to score itself would
+    have more."""
+    svi = svi_of(tiny_model(vocab_size=5), guide)
     pairs = [[3, 1, a, b] for a in range(5) for b in range(5)]
-    found = block_log_probs(svi, TokenBatch.from_lists(pairs, start=2), samples=3, block_size=1)
-    assert found[:, 2:].sum(1).exp().sum() == pytest.approx(1, abs=1e-5)
-    assert (found[:, :2] - found[0, :2]).abs().max() < 1e-5
+    found = block_log_probs(svi, TokenBatch.from_lists(pairs, start=2), samples=3, block_size=block_size)
+    before = 2 // block_size
+    assert found[:, before:].sum(1).exp().sum() == pytest.approx(1, abs=1e-5)
+    assert (found[:, :before] - found[0, :before]).abs().max() < 1e-5
 
 
 def test_probabilities_are_averaged_and_not_their_logs():
