@@ -74,7 +74,15 @@ def command(
     """
     from ltm_pyro.cli.render import console, notices, show_report
 
-    from ltm_pyro.evaluation import PROTOCOLS, VALIDATION, evaluate, generator_entropy, validation_data
+    from ltm_pyro.evaluation import (
+        PROTOCOLS,
+        VALIDATION,
+        bits_per_character,
+        characters,
+        evaluate,
+        generator_entropy,
+        validation_data,
+    )
     from ltm_pyro.training import load_run
 
     chosen = tuple(p for p in PROTOCOLS if p in (protocols or VALIDATION))
@@ -98,6 +106,7 @@ def command(
             device=loaded.device,
         )
     row = {"run": run, "step": loaded.step, "data": source, **report.to_dict()}
+    row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
     if as_json:

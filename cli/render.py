@@ -180,6 +180,10 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         f"seed {row['seed']}{blocks}",
         highlight=False,
     )
+    bits = {name: row.get(f"{name}_bits_per_character") for name in protocols}
+    if any(value is not None for value in bits.values()):
+        found = ", ".join(f"{name} {value:.4f}" for name, value in bits.items() if value is not None)
+        out.print(f"bits per character, of {row['characters']}: {found}", highlight=False)
     if row.get("iwae") is not None:
         out.print(_k_hat(row), highlight=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -133,6 +134,19 @@ def test_eval_scores_the_validation_text_under_both_protocols(cli: Run, trained:
     assert "upper bound on -log p(x)" in table
     assert f"{found['elbo']:.4f}" in table
     assert f"{found['tokens']} tokens, S = 1, T_fast = 2, seed 0" in table
+
+
+def test_eval_gives_bits_per_character_of_what_scores_the_text(cli: Run, trained: Path, tmp_path: Path):
+    texts = ["the café sat on a mat", "日本語 saw one dog", "red"]
+    (tmp_path / "other.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    options = ["--data", tmp_path / "other.txt", "--protocol", "elbo", "--protocol", "reconstruction"]
+    found = document(cli("eval", trained, "--json", *options))
+    assert found["characters"] == sum(map(len, texts))
+    bits = found["elbo"] * found["tokens"] / math.log(2) / found["characters"]
+    assert found["elbo_bits_per_character"] == pytest.approx(bits)
+    assert not found.keys() & {"reconstruction_bits_per_character", "iwae_bits_per_character"}
+    table = cli("eval", trained, *options).out
+    assert f"bits per character, of {found['characters']}: elbo {bits:.4f}\n" in table
 
 
 def test_eval_options_change_what_they_say_and_the_batch_size_nothing(cli: Run, trained: Path):
