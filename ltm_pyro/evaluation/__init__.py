@@ -1,6 +1,7 @@
 """Evaluation by protocols that say what they leave out."""
 
 from ltm_pyro.evaluation.characters import bits_per_character, characters
+from ltm_pyro.evaluation.information import Information, information, mutual_information
 from ltm_pyro.evaluation.prequential import block_log_probs
 from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
 from ltm_pyro.evaluation.sources import generator_entropy, validation_data
@@ -8,6 +9,7 @@ from ltm_pyro.evaluation.sources import generator_entropy, validation_data
 __all__ = [
     "PROTOCOLS",
     "VALIDATION",
+    "Information",
     "Protocol",
     "Report",
     "bits_per_character",
@@ -15,5 +17,7 @@ __all__ = [
     "characters",
     "evaluate",
     "generator_entropy",
+    "information",
+    "mutual_information",
     "validation_data",
 ]
