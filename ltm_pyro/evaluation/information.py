@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,27 +87,28 @@ def information(
     if not isinstance(guide, LocalNormal):
         return Information()
     steps = (svi.fast.steps if fast_steps is None else fast_steps) if guide.refined else 0
-    means, log_vars, noise, layers, tokens = [], [], [], [], 0
+    means, log_vars, keys, layers, tokens = [], [], [], [], 0
     for start in range(0, len(indices), batch_size):
         batch = data.batch(indices[start : start + batch_size]).unlabelled().to(device)
         local = svi.infer(batch, steps=steps, seed=seed, lr=fast_lr).local
         if not _is_diagonal(guide, set(local)):
             return Information()
         mu, log_var = (_flat(guide, local, part) for part in ("mu", "log_var"))
-        generator = SequenceGenerator(batch.keys, seed, "score")
         means.append(mu)
         log_vars.append(log_var)
-        noise.append(generator.normal((mu.shape[1],), particles=(samples,), dtype=torch.float64).cpu())
+        keys.append(batch.keys.cpu())
         layers.append(_kl_per_layer(svi, batch, mu, log_var))
         tokens += int(batch.num_scored.sum())
     mu, log_var = torch.cat(means), torch.cat(log_vars)
+    generator = SequenceGenerator(torch.cat(keys), seed, "score")
+    noise = (generator.normal((mu.shape[1],)) for _ in range(samples))  # one draw at a time: S M D could be large
     active = int((mu.var(0) > _ACTIVE).sum()) if len(mu) > 1 and _is_real(guide) else None
     found = [kl for kl in layers if kl is not None]
     return Information(
         active_units=active,
         units=None if active is None else mu.shape[1],
         kl_per_layer=(torch.cat(found).sum(0) / tokens).tolist() if found and tokens else None,
-        mutual_information=mutual_information(mu, log_var, torch.cat(noise, dim=1)),
+        mutual_information=mutual_information(mu, log_var, noise),
         mutual_information_limit=math.log(len(mu)),
     )
 
@@ -115,7 +116,7 @@ def information(
 def mutual_information(
     mu: Float[Tensor, "sequence entry"],
     log_var: Float[Tensor, "sequence entry"],
-    noise: Float[Tensor, "draw sequence entry"],
+    noise: Iterable[Float[Tensor, "sequence entry"]],
 ) -> float:
     r"""I(x; z) in nats of M diagonal normals q_m, each as likely as the others, at S draws of each.
 
@@ -127,23 +128,28 @@ def mutual_information(
     Args:
         mu: (M, D) means.
         log_var: (M, D) log σ².
-        noise: (S, M, D) the ε.
+        noise: the ε, S tensors (M, D).
+
+    Raises:
+        LTMError: there is no draw.
     """
     mu, log_var = mu.double(), log_var.double()
     centre = mu.mean(0)  # far from 0 the squares below would cancel
     mu = mu - centre
     precision = (-log_var).exp()
     constant = (mu.square() * precision + log_var).sum(1)
-    total = 0.0
-    for eps in noise.double():
+    gains: list[Tensor] = []
+    for eps in noise:
         z = mu + (0.5 * log_var).exp() * eps
         for start in range(0, len(z), _ROWS):
             rows = z[start : start + _ROWS]
             # -2 log q_k(z) without its D log 2π, which the ratio does not have.
             minus_two_log_q = rows.square() @ precision.T - 2 * rows @ (mu * precision).T + constant
             log_q = -0.5 * minus_two_log_q
-            total += float((log_q.diagonal(start) - log_q.logsumexp(1)).sum())
-    return total / noise[..., 0].numel() + math.log(len(mu))
+            gains.append(log_q.diagonal(start) - log_q.logsumexp(1))
+    if not gains:
+        raise LTMError("mutual information needs a draw of every posterior or more, got none")
+    return float(torch.cat(gains).mean()) + math.log(len(mu))
 
 
 def _is_diagonal(guide: LocalNormal, names: set[str]) -> bool:

@@ -164,3 +164,5 @@ def test_nothing_to_compare_is_refused(svi: FastSlowSVI, data: Data):
         information(svi, data.train, [])
     with pytest.raises(LTMError, match="samples must be 1 or more, got 0"):
         information(svi, data.train, [0], samples=0)
+    with pytest.raises(LTMError, match="a draw of every posterior or more, got none"):
+        mutual_information(torch.zeros(2, 1), torch.zeros(2, 1), [])
