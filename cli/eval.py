@@ -32,6 +32,12 @@ __all__ = ["command"]
     metavar="N",
     help="Tokens between two inferences of prequential.",
 )
+@click.option(
+    "--information",
+    "informed",
+    is_flag=True,
+    help="Also: active units, KL per layer, I(x; z); fits once more.",
+)
 @click.option("--max-sequences", type=click.IntRange(min=1), metavar="M", help="Score at most M sequences.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
@@ -47,6 +53,7 @@ def command(
     protocols: tuple[str, ...],
     samples: int,
     block_size: int,
+    informed: bool,
     max_sequences: int | None,
     batch_size: int,
     fast_steps: int | None,
@@ -74,7 +81,16 @@ def command(
     """
     from ltm_pyro.cli.render import console, notices, show_report
 
-    from ltm_pyro.evaluation import PROTOCOLS, VALIDATION, evaluate, generator_entropy, validation_data
+    from ltm_pyro.evaluation import (
+        PROTOCOLS,
+        VALIDATION,
+        bits_per_character,
+        characters,
+        evaluate,
+        generator_entropy,
+        information,
+        validation_data,
+    )
     from ltm_pyro.training import load_run
 
     chosen = tuple(p for p in PROTOCOLS if p in (protocols or VALIDATION))
@@ -98,6 +114,21 @@ def command(
             device=loaded.device,
         )
     row = {"run": run, "step": loaded.step, "data": source, **report.to_dict()}
+    row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
+    if informed:
+        with notices.status("Comparing the posteriors"):
+            found = information(
+                loaded.svi,
+                sequences,
+                indices,
+                samples=samples,
+                fast_steps=fast_steps,
+                fast_lr=loaded.fast_lr,
+                batch_size=batch_size,
+                seed=seed,
+                device=loaded.device,
+            )
+        row |= found.to_dict()
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
     if as_json:

@@ -180,8 +180,14 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         f"seed {row['seed']}{blocks}",
         highlight=False,
     )
+    bits = {name: row.get(f"{name}_bits_per_character") for name in protocols}
+    if any(value is not None for value in bits.values()):
+        found = ", ".join(f"{name} {value:.4f}" for name, value in bits.items() if value is not None)
+        out.print(f"bits per character, of {row['characters']}: {found}", highlight=False)
     if row.get("iwae") is not None:
         out.print(_k_hat(row), highlight=False)
+    for line in _information(row):
+        out.print(line, highlight=False)
 
 
 def _k_hat(row: Mapping[str, Any]) -> str:
@@ -191,6 +197,21 @@ def _k_hat(row: Mapping[str, Any]) -> str:
         return "iwae: too few draws for a Pareto k-hat, take --samples 100"
     median = "not finite" if row["k_hat_median"] is None else f"{row['k_hat_median']:.2f}"
     return f"iwae: Pareto k-hat {median} (median), above 0.7 in {share:.0%} of the sequences"
+
+
+def _information(row: Mapping[str, Any]) -> list[str]:
+    """What the thoughts know of the text, a line for each thing that was asked for and is defined."""
+    if "mutual_information" not in row:
+        return []
+    lines = []
+    if row["mutual_information"] is not None:
+        value, limit = row["mutual_information"], row["mutual_information_limit"]
+        lines.append(f"I(x; z): {value:.4f} nats per sequence, of log M = {limit:.4f} at most")
+    if row["active_units"] is not None:
+        lines.append(f"active units: {row['active_units']} of {row['units']}")
+    if row["kl_per_layer"] is not None:
+        lines.append(f"KL per layer, nats/token: {'  '.join(f'{value:.4f}' for value in row['kl_per_layer'])}")
+    return lines or ["information: not defined for this guide, whose q is no diagonal normal"]
 
 
 def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> None:

@@ -164,6 +164,21 @@ class Tokenizer:
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     @cached_property
+    def characters(self) -> list[int] | None:
+        """Characters that begin in each id's bytes, 0 for special tokens; None where the tokenizer is not byte-level.
+
+        A byte-level token may hold a part of a character, which is counted where its first byte is; so the counts of a
+        text's ids add up to the text's length, and so do those of its pieces.
+        """
+        from tokenizers import decoders
+
+        if not isinstance(self._backend.decoder, decoders.ByteLevel):
+            return None
+        special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        tokens = (None if i in special else self._backend.id_to_token(i) for i in range(self.vocab_size))
+        return [0 if token is None else _characters(token) for token in tokens]
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the tokenizer's content: the same wherever it was loaded from."""
         content = json.loads(self._backend.to_str())
@@ -189,6 +204,23 @@ class Tokenizer:
 
 def _import() -> Any:
     return optional_import("tokenizers", "tokenizing text")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's letters: a printable byte is its own, the others take what comes after 255 in order."""
+    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _characters(token: str) -> int:
+    """Bytes of a byte-level token that begin a character; an added token outside the letters is its own text."""
+    if not all(letter in _BYTES for letter in token):
+        return len(token)
+    return sum(_BYTES[letter] & 0xC0 != 0x80 for letter in token)
 
 
 def _inside(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -133,6 +134,31 @@ def test_eval_scores_the_validation_text_under_both_protocols(cli: Run, trained:
     assert "upper bound on -log p(x)" in table
     assert f"{found['elbo']:.4f}" in table
     assert f"{found['tokens']} tokens, S = 1, T_fast = 2, seed 0" in table
+
+
+def test_eval_gives_bits_per_character_of_what_scores_the_text(cli: Run, trained: Path, tmp_path: Path):
+    texts = ["the café sat on a mat", "日本語 saw one dog", "red"]
+    (tmp_path / "other.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    options = ["--data", tmp_path / "other.txt", "--protocol", "elbo", "--protocol", "reconstruction"]
+    found = document(cli("eval", trained, "--json", *options))
+    assert found["characters"] == sum(map(len, texts))
+    bits = found["elbo"] * found["tokens"] / math.log(2) / found["characters"]
+    assert found["elbo_bits_per_character"] == pytest.approx(bits)
+    assert not found.keys() & {"reconstruction_bits_per_character", "iwae_bits_per_character"}
+    table = cli("eval", trained, *options).out
+    assert f"bits per character, of {found['characters']}: elbo {bits:.4f}\n" in table
+
+
+def test_eval_says_what_the_thoughts_know_if_asked(cli: Run, trained: Path):
+    names = {"active_units", "units", "kl_per_layer", "mutual_information", "mutual_information_limit"}
+    assert not names & document(cli("eval", trained, "--json")).keys()
+    found = document(cli("eval", trained, "--json", "--information"))
+    assert sum(found["kl_per_layer"]) == pytest.approx(found["kl"], rel=1e-4)
+    assert found["mutual_information_limit"] == pytest.approx(math.log(found["sequences"]))
+    table = cli("eval", trained, "--information").out
+    assert f"I(x; z): {found['mutual_information']:.4f} nats per sequence" in table
+    assert f"active units: {found['active_units']} of {found['units']}\n" in table
+    assert "KL per layer, nats/token: " in table
 
 
 def test_eval_options_change_what_they_say_and_the_batch_size_nothing(cli: Run, trained: Path):
@@ -310,7 +336,7 @@ OPTIONS = {
     "train": "--preset --data --prior --guide --steps --fast-steps --out --resume --device --dtype --seed"
     " --config --set",
     "sample": "--prompt --prompt-file --num --max-tokens --temperature --top-k --top-p --fast-steps --seed --json",
-    "eval": "--data --protocol --samples --block-size --fast-steps --json",
+    "eval": "--data --protocol --samples --block-size --information --fast-steps --json",
     "info": "--json",
 }
 

@@ -63,6 +63,13 @@ def test_decoding_the_ids_gives_the_text_back(gpt2: Tokenizer, small: Tokenizer,
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@settings(deadline=None)
+@given(valid_text)
+def test_the_characters_of_the_ids_add_up_to_those_of_the_text(gpt2: Tokenizer, small: Tokenizer, text: str) -> None:
+    for tokenizer in (gpt2, small):
+        assert sum(tokenizer.characters[i] for i in tokenizer.encode(text)) == len(text)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(), max_size=5))
 def test_a_batch_is_encoded_like_its_texts_one_by_one(small: Tokenizer, texts: list[str]) -> None:
