@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_ends_a_long_step_at_once(process: Start, corpus: Path, 
 def test_twenty_kills_at_random_moments_leave_the_final_weights_as_they_would_have_been(
     process: Start, corpus: Path, tmp_path: Path
 ):
-    options = ["--data", corpus, *SETTINGS, "--steps", 300, "--set=training.checkpoint_every=1"]
+    options = ["--data", corpus, *SETTINGS, "--steps", 900, "--set=training.checkpoint_every=1"]
     options += ["--set=training.eval_every=50", "--set=training.log_every=2"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     whole = process("train", *options, "--out", tmp_path / "whole", **quiet)
@@ -103,7 +103,7 @@ def test_twenty_kills_at_random_moments_leave_the_final_weights_as_they_would_ha
         again = ["train", "--resume", "--out", run] if started else ["train", *options, "--out", run]
         life = process(*again, **quiet)
         if kill % 5 == 4:  # while it imports, reads, or loads
-            time.sleep(draw.uniform(0, 6))
+            time.sleep(draw.uniform(0, 4))
         else:  # in the loop: steps, rows, checkpoints, pruning
             before = reached[-1] if reached else 0
             wait_for_step(life, run, before + 1)
@@ -113,11 +113,11 @@ def test_twenty_kills_at_random_moments_leave_the_final_weights_as_they_would_ha
         life.wait()
         reached.append(newest_whole(run))
         assert reached == sorted(reached)  # no kill loses a checkpoint
-    assert reached[-1] < 300
+    assert reached[-1] < 900
     last = process("train", "--resume", "--out", run, **quiet)
     assert (last.wait(timeout=300), last.stderr.read()) == (0, "")
     assert whole.wait(timeout=300) == 0, whole.stderr.read()
-    ends = [place / "checkpoints" / "step-00000300" for place in (tmp_path / "whole", run)]
+    ends = [place / "checkpoints" / "step-00000900" for place in (tmp_path / "whole", run)]
     for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
         assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
     rows = [untimed(RunDirectory.open(place).metrics.rows()) for place in (tmp_path / "whole", run)]
