@@ -135,8 +135,7 @@ def label_probabilities(posterior: Posterior, num: int) -> Float[Tensor, "batch 
 
 def posteriors(trainer: Trainer, data: SequenceDataset, count: int, batch_size: int = 50) -> Iterator[Posterior]:
     """The posteriors of a data set's first ``count`` sequences, some at a time."""
-    for start in range(0, count, batch_size):
-        batch = data.batch(list(range(start, min(start + batch_size, count))))
+    for batch in data.batches(range(count), batch_size):
         yield trainer.svi.infer(batch.to(trainer.device), seed=0)
 
 

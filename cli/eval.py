@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
@@ -99,36 +100,21 @@ def command(
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences or len(sequences)))
+    options: dict[str, Any] = {
+        "samples": samples,
+        "fast_steps": fast_steps,
+        "fast_lr": loaded.fast_lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": loaded.device,
+    }
     with notices.status(f"Scoring {len(indices)} sequences"):
-        report = evaluate(
-            loaded.svi,
-            sequences,
-            indices,
-            protocols=chosen,
-            samples=samples,
-            block_size=block_size,
-            fast_steps=fast_steps,
-            fast_lr=loaded.fast_lr,
-            batch_size=batch_size,
-            seed=seed,
-            device=loaded.device,
-        )
+        report = evaluate(loaded.svi, sequences, indices, protocols=chosen, block_size=block_size, **options)
     row = {"run": run, "step": loaded.step, "data": source, **report.to_dict()}
     row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
     if informed:
         with notices.status("Comparing the posteriors"):
-            found = information(
-                loaded.svi,
-                sequences,
-                indices,
-                samples=samples,
-                fast_steps=fast_steps,
-                fast_lr=loaded.fast_lr,
-                batch_size=batch_size,
-                seed=seed,
-                device=loaded.device,
-            )
-        row |= found.to_dict()
+            row |= information(loaded.svi, sequences, indices, **options).to_dict()
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
     if as_json:

@@ -5,7 +5,7 @@ Both layouts tile the shard's tokens from end to end, so that every token is sco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -130,6 +130,11 @@ class SequenceDataset:
             first, last = (np.searchsorted(self.shard.offsets, at, side="right") - 1 for at in (begins, ends - 1))
             labels = torch.from_numpy(self._labels[np.where(first == last, first, -1)])
         return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(start), labels=labels)
+
+    def batches(self, indices: Sequence[int], size: int) -> Iterator[TokenBatch]:
+        """The chosen sequences in order, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, len(indices), size):
+            yield self.batch(indices[start : start + size])
 
     def document_of(self, index: int) -> range:
         """The documents, from 0, that a sequence has tokens of; an end-of-text token is part of its own."""

@@ -26,8 +26,7 @@ def characters(data: SequenceDataset, indices: Sequence[int], tokenizer: Tokeniz
     if counts is None:
         return None
     total = 0
-    for start in range(0, len(indices), _SEQUENCES):
-        batch = data.batch(indices[start : start + _SEQUENCES])
+    for batch in data.batches(indices, _SEQUENCES):
         total += sum(counts[token] for token in batch.tokens[batch.mask].tolist())
     return total
 

@@ -86,11 +86,10 @@ def information(
     guide = svi.guide
     if not isinstance(guide, LocalNormal):
         return Information()
-    steps = (svi.fast.steps if fast_steps is None else fast_steps) if guide.refined else 0
     means, log_vars, keys, layers, tokens = [], [], [], [], 0
-    for start in range(0, len(indices), batch_size):
-        batch = data.batch(indices[start : start + batch_size]).unlabelled().to(device)
-        local = svi.infer(batch, steps=steps, seed=seed, lr=fast_lr).local
+    for labelled in data.batches(indices, batch_size):
+        batch = labelled.unlabelled().to(device)
+        local = svi.infer(batch, steps=fast_steps, seed=seed, lr=fast_lr).local
         if not _is_diagonal(guide, set(local)):
             return Information()
         mu, log_var = (_flat(guide, local, part) for part in ("mu", "log_var"))

@@ -149,9 +149,7 @@ def evaluate(
         raise LTMError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {', '.join(protocols) or 'none'}")
     if not indices:
         raise LTMError("there are no sequences to evaluate: choose another source or split")
-    steps = svi.fast.steps if fast_steps is None else fast_steps
-    if not svi.guide.refined:
-        steps = 0
+    steps = svi.fast_steps(fast_steps)
     values: dict[str, Tensor] = {}
     if set(protocols) != {"prequential"}:
         # The terms take a sequence's draws all at once; weights need not, and are taken a few draws at a time.
@@ -163,7 +161,7 @@ def evaluate(
                 samples,
                 _chunk(batch_size, batch),
             )
-            for batch in _batches(data, indices, size)
+            for batch in _unlabelled(data, indices, size)
         )
         values |= _cat(fitted)
     if "prequential" in protocols:
@@ -178,7 +176,7 @@ def evaluate(
                 seed=seed,
                 chunk_size=_chunk(batch_size, batch),
             )
-            for batch in _batches(data, indices, batch_size)
+            for batch in _unlabelled(data, indices, batch_size)
         )
         values |= _cat(predicted)
     counts, k_hat = values.pop("num_scored"), values.pop("k_hat", None)
@@ -226,9 +224,8 @@ def _cat(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def _batches(data: SequenceDataset, indices: Sequence[int], size: int) -> Iterator[TokenBatch]:
-    for start in range(0, len(indices), size):
-        yield data.batch(indices[start : start + size]).unlabelled()
+def _unlabelled(data: SequenceDataset, indices: Sequence[int], size: int) -> Iterator[TokenBatch]:
+    return (batch.unlabelled() for batch in data.batches(indices, size))
 
 
 def _finite(value: float | None) -> float | None:

@@ -25,6 +25,7 @@ __all__ = [
     "joint_at",
     "joint_of_values",
     "log_joint",
+    "sample_sites",
     "site_log_prob",
     "sum_out",
     "trace_model",
@@ -58,13 +59,13 @@ def trace_model(model: Callable[..., Any], guide_trace: Any = None, *args: Any, 
     program = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
     with EnumMessenger(first_available_dim=-1 - _PLATES):
         trace = poutine.trace(program).get_trace(*args, **kwargs)
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            _require_plain(name, site)
+    for site in sample_sites(trace):
+        _require_plain(site)
     return trace
 
 
-def _require_plain(name: str, site: Any) -> None:
+def _require_plain(site: Any) -> None:
+    name = site["name"]
     if is_enumerated(site) and site["mask"] is not None:
         raise LTMError(
             f"site {name!r} is enumerated under a mask, where each of its K values counts as certain and adds log K "
@@ -84,6 +85,11 @@ def trace_of(values: Mapping[str, Tensor]) -> poutine.Trace:
     for name, value in values.items():
         trace.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
     return trace
+
+
+def sample_sites(trace: Any) -> list[Any]:
+    """The random choices and the data of a trace in order; plates are neither."""
+    return [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
 
 
 def is_latent(site: Any) -> bool:
@@ -116,9 +122,8 @@ def log_joint(trace: Any) -> LogJoint:
     """The two parts of log p(x, z) of a trace that `trace_model` made, at its values."""
     data: list[Tensor] = []
     prior: list[Tensor] = []
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            (data if site["is_observed"] else prior).append(site_log_prob(site))
+    for site in sample_sites(trace):
+        (data if site["is_observed"] else prior).append(site_log_prob(site))
     if not prior:
         raise LTMError("the program has no latent site, so there is nothing to infer")
     log_prior = sum_out(prior)
@@ -133,16 +138,13 @@ def joint_at(model: Callable[[], Any], values: Mapping[str, Tensor]) -> LogJoint
 
 def joint_of_values(trace: Any) -> Float[Tensor, "*value particles batch"]:
     """Log p(x, z, k) for every value k of the enumerated sites, whose dimensions stand to the left."""
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
-    return reduce(torch.add, map(site_log_prob, sites))
+    return reduce(torch.add, map(site_log_prob, sample_sites(trace)))
 
 
 def enumerated_posterior(trace: Any) -> dict[str, Float[Tensor, "value *particles batch"]]:
     """p(k | z, x) of every enumerated site by name, at a trace's values of all others; the first dimension is k."""
     total = joint_of_values(trace)
-    dims = {
-        n: site["infer"]["_enumerate_dim"] for n, site in trace.nodes.items() if is_latent(site) and is_enumerated(site)
-    }
+    dims = {site["name"]: site["infer"]["_enumerate_dim"] for site in sample_sites(trace) if is_enumerated(site)}
     marginals = {}
     for name, dim in dims.items():
         others = [d for d in range(-total.dim(), -_PLATES) if d != dim]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import filterfalse
 from typing import Any, cast
 
 import pyro
@@ -13,12 +12,11 @@ from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.infer.density import is_enumerated, is_latent, site_log_prob, sum_out, trace_model
+from ltm_pyro.infer.density import is_enumerated, is_latent, sample_sites, site_log_prob, sum_out, trace_model
 
 __all__ = ["ELBOTerms", "SequenceELBO"]
 
@@ -88,9 +86,8 @@ class SequenceELBO(ELBO):
                 kl = kl + self._per_sequence(site_log_prob({**q, "mask": latent[name]["mask"]}))
             else:
                 kl = kl + self._per_sequence(_site_kl(q, latent[name], exact=same_order))
-        observed = [s for s in model_trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
         dependent = []
-        for log_prob in map(site_log_prob, filterfalse(site_is_subsample, observed)):
+        for log_prob in (site_log_prob(site) for site in sample_sites(model_trace) if site["is_observed"]):
             if log_prob.dim() > 2:
                 dependent.append(log_prob)
             else:

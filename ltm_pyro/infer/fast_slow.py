@@ -114,6 +114,12 @@ class FastSlowSVI:
             if asked:
                 self._require_terms(name)
 
+    def fast_steps(self, asked: int | None = None) -> int:
+        """T_fast of an inference that is ``asked`` for so many, None for the configured number; 0 under an encoder alone."""
+        if not self.guide.refined:
+            return 0
+        return self.fast.steps if asked is None else asked
+
     def infer(
         self, batch: TokenBatch, *, steps: int | None = None, seed: int | None = None, lr: float | None = None
     ) -> Posterior:
@@ -128,7 +134,7 @@ class FastSlowSVI:
         seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
         with constant(self.model, self.guide):
-            fit = self._fit(batch, generator, self.fast.steps if steps is None else steps, lr)
+            fit = self._fit(batch, generator, self.fast_steps(steps), lr)
         return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
 
     def step(

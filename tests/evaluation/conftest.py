@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tiny_runs import new_trainer, tiny_data
 
+from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Data
-from ltm_pyro.infer import FastSlowSVI
+from ltm_pyro.infer import FastSlowSVI, Posterior
 from ltm_pyro.training import load_run
 
 
@@ -19,6 +22,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return tiny_data(tmp_path_factory.mktemp("corpus"), layout="documents")  # of many lengths
+
+
+@pytest.fixture
+def inferred(monkeypatch: pytest.MonkeyPatch) -> list[TokenBatch]:
+    """Every batch that is handed to `FastSlowSVI.infer` from now on."""
+    seen: list[TokenBatch] = []
+    infer = FastSlowSVI.infer
+
+    def watched(self: FastSlowSVI, batch: TokenBatch, **options: Any) -> Posterior:
+        seen.append(batch)
+        return infer(self, batch, **options)
+
+    monkeypatch.setattr(FastSlowSVI, "infer", watched)
+    return seen
 
 
 @pytest.fixture(scope="session")

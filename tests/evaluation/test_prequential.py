@@ -20,7 +20,7 @@ from ltm_pyro.data import Data, build_data
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import block_log_probs, evaluate
 from ltm_pyro.guides import Amortized, LocalDelta, LocalFlow, LocalLowRank, LocalNormal
-from ltm_pyro.infer import FastConfig, FastSlowSVI, Posterior
+from ltm_pyro.infer import FastConfig, FastSlowSVI
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import EnergyPrior, GaussianPrior, MixturePrior, Prior
 
@@ -215,24 +215,16 @@ def test_tokens_that_are_not_scored_condition_and_count_for_nothing():
     torch.testing.assert_close(part[1], whole[1])
 
 
-def test_labels_stay_unseen(svi: FastSlowSVI, data: Data, tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+def test_labels_stay_unseen(svi: FastSlowSVI, tmp_path: Any, inferred: list[TokenBatch]):
     path = tmp_path / "labelled.jsonl"
     path.write_text("".join(f'{{"text": "the cat sat on mat {i}", "animal": "{"dc"[i % 2]}"}}\n' for i in range(20)))
     options: dict[str, Any] = {"vocab_size": 300, "sequence_length": 32, "validation_fraction": 0.3}
     labelled = build_data(source=str(path), label_column="animal", **options).validation
     assert labelled.batch([0]).labels is not None
-    seen: list[TokenBatch] = []
-    infer = FastSlowSVI.infer
-
-    def watched(self: FastSlowSVI, batch: TokenBatch, **options: Any) -> Posterior:
-        seen.append(batch)
-        return infer(self, batch, **options)
-
-    monkeypatch.setattr(FastSlowSVI, "infer", watched)
     block_log_probs(svi, labelled.batch([0, 1]), block_size=4)
     evaluate(svi, labelled, [0, 1], protocols=["prequential"], block_size=4)
-    assert seen
-    assert all(batch.labels is None for batch in seen)
+    assert inferred
+    assert all(batch.labels is None for batch in inferred)
 
 
 @pytest.mark.parametrize("name", ["samples", "block_size", "chunk_size"])

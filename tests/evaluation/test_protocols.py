@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from ltm_pyro.data.fables import log_prob
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import PROTOCOLS, Protocol, Report, evaluate, generator_entropy, validation_data
 from ltm_pyro.guides import LocalNormal
-from ltm_pyro.infer import FastSlowSVI, Posterior
+from ltm_pyro.infer import FastSlowSVI
 
 
 def report_of(
@@ -185,20 +184,12 @@ def labelled(tmp_path: Path) -> tuple[Path, Data]:
     return path, build_data(source=str(path), **options)
 
 
-def test_evaluation_never_sees_labels(svi: FastSlowSVI, labelled: tuple[Path, Data], monkeypatch: pytest.MonkeyPatch):
+def test_evaluation_never_sees_labels(svi: FastSlowSVI, labelled: tuple[Path, Data], inferred: list[TokenBatch]):
     data = labelled[1]
-    seen: list[TokenBatch] = []
-    infer = FastSlowSVI.infer
-
-    def watched(self: FastSlowSVI, batch: TokenBatch, **options: Any) -> Posterior:
-        seen.append(batch)
-        return infer(self, batch, **options)
-
-    monkeypatch.setattr(FastSlowSVI, "infer", watched)
     evaluate(svi, data.validation, range(len(data.validation)), batch_size=4)
     assert data.validation.batch([0]).labels is not None
-    assert sum(map(len, seen)) == len(data.validation)
-    assert all(batch.labels is None for batch in seen)
+    assert sum(map(len, inferred)) == len(data.validation)
+    assert all(batch.labels is None for batch in inferred)
 
 
 def test_validation_data_number_the_classes_as_the_run_does(labelled: tuple[Path, Data], tmp_path: Path):
