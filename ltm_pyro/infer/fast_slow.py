@@ -115,8 +115,8 @@ class FastSlowSVI:
                 self._require_terms(name)
 
     def fast_steps(self, asked: int | None = None) -> int:
-        """T_fast of an inference that is ``asked`` for so many, None for the configured number; 0 under an encoder alone."""
-        if not self.guide.refined:
+        """T_fast of an inference that is asked for some number, or None: the configured one."""
+        if not self.guide.refined:  # an encoder's posterior is taken as it is
             return 0
         return self.fast.steps if asked is None else asked
 
