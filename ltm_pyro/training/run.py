@@ -17,6 +17,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_slow import FastSlowSVI
+from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
 from ltm_pyro.training.metrics import MetricsLog
@@ -172,6 +173,11 @@ class LoadedRun:
     step: int
     device: torch.device
     class_names: tuple[str, ...] = ()
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The model as one among others: to score, predict and generate with, whatever its kind."""
+        return ThoughtLanguageModel(self.svi, self.fast_lr)
 
     def class_index(self, name: str) -> int:
         """The number of a class.
