@@ -215,7 +215,6 @@ class ThoughtLanguageModel(LanguageModel):
             device=self.device,
         )
 
-    @torch.no_grad()
     def predict(  # noqa: D102
         self,
         batch: TokenBatch,
@@ -230,7 +229,7 @@ class ThoughtLanguageModel(LanguageModel):
         decoder = self.svi.model.decoder
         thoughts = self._thoughts(batch, context_lengths(batch), samples, fast_steps, seed)
         scored, targets = batch.scored_index, batch.tokens.flatten()[batch.scored_index]
-        with autocasting(batch.device, self.svi.autocast):
+        with torch.no_grad(), autocasting(batch.device, self.svi.autocast):
             stem = decoder.stem(batch.inputs)
             hidden = torch.stack([decoder(stem, z).flatten(0, 1)[scored] for z in thoughts])
             log_probs = torch.stack([decoder.token_log_prob(h, targets) for h in hidden]).double()
@@ -239,10 +238,11 @@ class ThoughtLanguageModel(LanguageModel):
         # What each draw has predicted so far weighs it for the next token.
         before = (by_place.cumsum(-1) - by_place).flatten(1)[:, scored]
         rows = max(2**23 // (samples * decoder.vocab_size), 1)
-        best = [
-            _most_probable(decoder.logits(h), w)
-            for h, w in zip(hidden.split(rows, 1), before.split(rows, 1), strict=True)
-        ]
+        with torch.no_grad():
+            best = [
+                _most_probable(decoder.logits(h), w)
+                for h, w in zip(hidden.split(rows, 1), before.split(rows, 1), strict=True)
+            ]
         right = torch.ones(batch.tokens.numel(), dtype=torch.bool, device=batch.device)
         right[scored] = torch.cat([*best, targets[:0]]) == targets
         return Prediction(by_place.sum(-1).logsumexp(0) - math.log(samples), right.view(batch.tokens.shape).all(-1))
