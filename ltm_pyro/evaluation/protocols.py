@@ -21,8 +21,10 @@ from ltm_pyro.infer.posterior import Posterior
 
 __all__ = ["PROTOCOLS", "Protocol", "Report", "evaluate"]
 
-Protocol = Literal["elbo", "reconstruction", "iwae", "prequential"]
+Protocol = Literal["elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+LATENT: tuple[Protocol, ...] = PROTOCOLS[:4]
+"""The protocols of a model with thoughts; ``likelihood`` and ``nelbo`` are those of the baselines."""
 VALIDATION: tuple[Protocol, ...] = ("elbo", "reconstruction")
 """What one fit and S draws give: the validation of a training, and what `evaluate` computes unless told otherwise."""
 
@@ -42,12 +44,14 @@ class Report:
     - ``prequential`` is :math:`-\sum_b \log \frac{1}{S} \sum_s p(x_b \mid x_{<b}, z_s)` over blocks b, with
       :math:`z_s \sim q(z \mid x_{<b})`: a probability that never saw what it scores, the one number that compares with
       an autoregressive model's.
+    - ``likelihood`` is the exact :math:`-\log p(x)` of an autoregressive model, which has no thoughts.
+    - ``nelbo`` is masked diffusion's negative ELBO, an upper bound on :math:`-\log p(x)`, by S draws of the masks.
 
     Args:
         values: (M,) nats of each sequence by name.
         num_scored: (M,) scored tokens of each.
         samples: S, draws per sequence.
-        fast_steps: T_fast of the fits.
+        fast_steps: T_fast of the fits; None where there are no thoughts to fit.
         seed: of the fits and draws.
         protocols: what was asked for.
         bound: False where q is a point estimate: there is no ELBO, no KL and no ``iwae``, but a ``log_joint``,
@@ -62,7 +66,7 @@ class Report:
     values: Mapping[str, Float[Tensor, " sequence"]]
     num_scored: Int[Tensor, " sequence"]
     samples: int
-    fast_steps: int
+    fast_steps: int | None
     seed: int
     protocols: Sequence[Protocol] = VALIDATION
     bound: bool = True
@@ -145,8 +149,8 @@ def evaluate(
     for name, number in (("samples", samples), ("block_size", block_size)):
         if number < 1:
             raise LTMError(f"{name} must be 1 or more, got {number}")
-    if not protocols or not set(protocols) <= set(PROTOCOLS):
-        raise LTMError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {', '.join(protocols) or 'none'}")
+    if not protocols or not set(protocols) <= set(LATENT):
+        raise LTMError(f"protocols must be some of {', '.join(LATENT)}, got {', '.join(protocols) or 'none'}")
     if not indices:
         raise LTMError("there are no sequences to evaluate: choose another source or split")
     steps = svi.fast_steps(fast_steps)
