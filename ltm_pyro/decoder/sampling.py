@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -70,6 +70,7 @@ class Continuation:
     lengths: Int[Tensor, " batch"]
 
 
+@runtime_checkable
 class CachedNetwork(Protocol):
     """A causal network that reads a prompt at once and then token by token (`ThoughtDecoder`, `PlainTransformer`)."""
 
