@@ -137,7 +137,11 @@ class LanguageModel(ABC):
             LTMError: a number is out of range, the prompt is too long, or there is a label and the model has none.
         """
 
-    def choose(self, protocols: Sequence[Protocol] | None) -> tuple[Protocol, ...]:
+    def about_inference(self, fast_steps: int | None) -> dict[str, int]:
+        """What a report says of the inference that it was asked for: T_fast, where there are thoughts."""
+        return {}
+
+    def choose(self, protocols: Sequence[str] | None) -> tuple[Protocol, ...]:
         """The protocols to compute, in the model's order.
 
         Raises:
@@ -173,6 +177,9 @@ class ThoughtLanguageModel(LanguageModel):
     def __init__(self, svi: FastSlowSVI, fast_lr: float | None = None):
         self.svi = svi
         self.fast_lr = fast_lr
+
+    def about_inference(self, fast_steps: int | None) -> dict[str, int]:  # noqa: D102
+        return {"fast_steps": self.svi.fast_steps(fast_steps)}
 
     @property
     def vocab_size(self) -> int:
