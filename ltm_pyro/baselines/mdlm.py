@@ -33,20 +33,20 @@ class MaskedDiffusion(Baseline):
 
     where m holds each of the N scored tokens with probability t (log-linear schedule), or is a uniform subset of k of
     them: a set of k has the weight B(k, N - k + 1) = 1 / (k C(N, k)) on both sides. The right side is what is drawn: no
-    weight is above N, and no smallest t cuts the integral. It is also the mean over all orders of the loss of predicting
-    the tokens one by one, so that the optimum is the entropy itself.
+    weight is above N, and no smallest t cuts the integral. It is also the loss of predicting the tokens one by one,
+    averaged over all orders, so that the optimum is the entropy itself.
 
-    The mask is an input alone: logits are over the V tokens, and a visible token stays what it is (SUBS). What a hidden
-    token can be, given those that are visible, does not depend on t, so that the network is not told it. The start
-    token and what is not scored are always visible. The length is given: no probability is spent on where a text ends
-    but that of its end-of-text token, whose place is no secret in a text that is a document.
+    The mask is an input alone: logits are over the V tokens, and a visible token stays what it is (SUBS). What the
+    masked tokens are, given the visible ones, does not depend on t, so the network is not told it. The start token and
+    what is not scored are always visible. The *length is given*, as it is to no model that predicts a text's end: in a
+    sequence that is a document, the end-of-text token costs next to nothing.
 
     Slow parameters: the network's, and ``mask_embedding`` (H,).
 
     Args:
         shape: sizes of the network; its window is not used.
-        sampling_steps: evaluations of the network in `generate`; None is one for each token. With fewer, the tokens of a
-            step are drawn independently of one another.
+        sampling_steps: evaluations of the network in `generate`; None is one for each token. With fewer, tokens of the
+            same step are drawn independently of one another.
         autocast: type of the network's products; None for the weights' own.
 
     Raises:
@@ -194,13 +194,13 @@ class MaskedDiffusion(Baseline):
         right = torch.ones(len(batch), dtype=torch.bool, device=batch.device)
         masked = batch.mask.clone()
         while len(rows := (right & masked.any(-1)).nonzero()[:, 0]):
-            some, hidden_part = batch[rows], masked[rows]
+            some, left = batch[rows], masked[rows]
             with autocasting(batch.device, self.autocast):
-                hidden = self._hidden(some.start, some.tokens, hidden_part, some.real)
-                surest, best = self._surest(hidden, hidden_part)
+                hidden = self._hidden(some.start, some.tokens, left, some.real)
+                surest, best = self._surest(hidden, left)
             place = surest.argmax(-1, keepdim=True)
             right[rows] = (best.gather(1, place) == some.tokens.gather(1, place))[:, 0]
-            masked[rows] = hidden_part.scatter(1, place, False)
+            masked[rows] = left.scatter(1, place, False)
         return right
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
 from itertools import combinations, permutations
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_baselines import every_sequence, randomised, tiny_shape
 
-from ltm_pyro.baselines import BASELINES, MaskedDiffusion
+from ltm_pyro.baselines import MaskedDiffusion
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
@@ -142,36 +142,142 @@ def test_loss_reaches_the_mask_and_gradients_are_those_of_the_masked_tokens():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-@cache
-def trained() -> tuple[MaskedDiffusion, float]:
-    """A network trained on binary texts that repeat their last token with probability 0.9; their entropy."""
-    torch.manual_seed(0)
-    model = MaskedDiffusion(tiny_shape(vocab_size=2, hidden=32, feed_forward=64))
-    adam = torch.optim.Adam(model.parameters(), lr=4e-3)
-    for step in range(250):
-        for group in adam.param_groups:
-            group["lr"] = 4e-3 * (1 - step / 250)
-        loss = model.sequence_loss(TokenBatch(*markov_texts(256)), seed=step, samples=1).mean()
+def test_training_brings_the_nelbo_of_a_markov_language_near_its_entropy():
+    """Binary texts, each token of which differs from the one before with probability 0.1."""
+    texts = every_sequence(2, N)
+    flips = (texts.tokens != texts.inputs).sum(-1)
+    probability = 0.9 ** (N - flips) * 0.1**flips
+    model = MaskedDiffusion(tiny_shape(vocab_size=2, layers=1, hidden=32, feed_forward=64))
+    steps, lr = 150, 0.01
+    adam = torch.optim.Adam(model.parameters(), lr=lr)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * (1 - step / steps)
+        loss = (probability * model.sequence_loss(texts, seed=step, samples=N)).sum()
         adam.zero_grad()
         loss.backward()
         adam.step()
-    return model, -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
-
-
-def markov_texts(rows: int, length: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    start = torch.randint(2, (rows,))
-    tokens = (start[:, None] + (torch.rand(rows, length) < 0.1).cumsum(1)) % 2
-    return tokens, torch.full((rows,), length), start
-
-
-def test_training_brings_the_nelbo_of_a_markov_language_near_its_entropy():
-    model, entropy = trained()
-    # All 32 texts with their probabilities: no error of sampling texts; 5 · 40 masks of each.
-    tokens = every_sequence(2, 5).tokens
-    flips = (tokens != torch.cat([tokens.new_zeros(32, 1), tokens[:, :-1]], 1)).sum(-1)
-    probability = 0.9 ** (5 - flips) * 0.1**flips
+    # All texts and all masks with their probabilities, so no noise: only what training has left to learn.
     with torch.no_grad():
-        nelbo = model.sequence_loss(every_sequence(2, 5), samples=200)
-    per_token = float((probability * nelbo).sum()) / 5
-    # 0.325 nats; a unigram's would be 0.693. No model is below, but for the noise of the masks.
-    assert entropy - 0.005 < per_token < entropy + 0.05
+        per_token = float((probability * exact_nelbo(model, texts)).sum()) / N
+    entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # 0.325 nats; a unigram's loss would be above 0.5
+    assert entropy < per_token < entropy + 0.02
+
+
+def counts_of(texts: list[list[int]]) -> torch.Tensor:
+    codes = torch.tensor(texts) @ torch.tensor([V ** (N - 1 - n) for n in range(N)])
+    return torch.bincount(codes, minlength=V**N)
+
+
+def chi_square(counts: torch.Tensor, probability: torch.Tensor) -> float:
+    expected = probability * counts.sum()
+    assert expected.min() > 1
+    return float(((counts - expected).square() / expected).sum())
+
+
+def test_tokens_filled_in_one_by_one_are_distributed_as_all_orders_say(texts: TokenBatch):
+    model = mild(MaskedDiffusion(tiny_shape()))
+    drawn = model.generate(start=0, num=20_000, max_tokens=N, seed=1)
+    # 80 degrees of freedom: mean 80, standard deviation 12.6.
+    assert chi_square(counts_of(drawn), order_log_probs(model, texts).exp().mean(0)) < 80 + 4 * 12.6
+
+
+def test_tokens_filled_in_at_once_are_independent(texts: TokenBatch):
+    model = mild(MaskedDiffusion(tiny_shape(), sampling_steps=1))
+    drawn = model.generate(start=0, num=20_000, max_tokens=N, seed=1)
+    each = log_probs(model, texts, tuple(range(N))).gather(-1, texts.tokens[..., None])[..., 0]
+    assert chi_square(counts_of(drawn), each.sum(-1).exp()) < 80 + 4 * 12.6
+    by_order = order_log_probs(model, texts).exp().mean(0)
+    assert chi_square(counts_of(drawn), by_order) > 80 + 10 * 12.6  # the test can tell the two apart
+
+
+def mild(model: MaskedDiffusion) -> MaskedDiffusion:
+    """Weights under which every text is likely enough to be counted."""
+    randomised(model)
+    model.network.norm.weight.mul_(0.35)
+    return model
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(None, 6), (6, 6), (4, 4), (100, 6)])
+def test_sampling_steps_are_evaluations_of_the_network(steps: int | None, expected: int):
+    model = randomised(MaskedDiffusion(tiny_shape(), sampling_steps=steps))
+    calls = []
+    hidden = model.network.hidden
+    model.network.hidden = lambda *a: calls.append(1) or hidden(*a)  # type: ignore[method-assign]
+    model.generate(start=0, num=2, max_tokens=6)
+    assert len(calls) == expected
+
+
+def test_texts_continue_the_prompt_and_end_at_the_stop_token():
+    model = randomised(MaskedDiffusion(tiny_shape(max_length=6)))
+    whole = model.generate(start=0, prompt=[2, 1], num=30, max_tokens=4, seed=3)
+    assert {len(text) for text in whole} == {4}
+    stopped = model.generate(start=0, prompt=[2, 1], num=30, max_tokens=4, seed=3, stop=1)
+    assert stopped == [text[: text.index(1)] if 1 in text else text for text in whole]
+    assert model.generate(start=0, prompt=[2, 1], num=30, max_tokens=4, seed=3) == whole
+    assert model.generate(start=0, prompt=[2, 1], num=30, max_tokens=4, seed=4) != whole
+    # Beyond the training length there is nothing that the network has seen.
+    assert [len(text) for text in model.generate(start=0, prompt=[2, 1, 0], max_tokens=9)] == [3]
+
+
+def test_prompt_conditions_what_is_filled_in(float64: None):
+    model = mild(MaskedDiffusion(tiny_shape()))
+    drawn = [text[0] for text in model.generate(start=1, prompt=[2, 0], num=4000, max_tokens=1)]
+    batch = TokenBatch.from_lists([[2, 0, 0]], start=1)
+    frequency = torch.bincount(torch.tensor(drawn), minlength=V) / 4000
+    torch.testing.assert_close(frequency, log_probs(model, batch, (2,)).exp()[0, 2], rtol=0, atol=0.03)  # 4 errors
+
+
+def test_top_k_of_one_and_temperature_zero_take_the_most_probable_token(model: MaskedDiffusion):
+    batch = TokenBatch.from_lists([[2, 0, 0]], start=1)
+    best = int(log_probs(model, batch, (2,))[0, 2].argmax())
+    for sampling in (Sampling(top_k=1), Sampling(temperature=0), Sampling(top_p=1e-6)):
+        assert model.generate(start=1, prompt=[2, 0], num=3, max_tokens=1, sampling=sampling) == [[best]] * 3
+
+
+def test_greedy_prediction_is_the_text_of_temperature_zero(model: MaskedDiffusion, texts: TokenBatch):
+    scored = torch.ones(len(texts), N, dtype=torch.bool)
+    for context in (0, 2):
+        scored[:, :context] = False
+        prediction = model.predict(TokenBatch(texts.tokens, texts.lengths, texts.start, scored))
+        for x, greedy in zip(texts.tokens.tolist(), prediction.greedy.tolist(), strict=True):
+            (text,) = model.generate(
+                start=0, prompt=x[:context], max_tokens=N - context, sampling=Sampling(temperature=0)
+            )
+            assert greedy == (text == x[context:])
+        assert int(prediction.greedy.sum()) == V**context
+
+
+def test_prediction_is_a_bound_on_the_probability_of_the_continuation(model: MaskedDiffusion, texts: TokenBatch):
+    scored = torch.arange(N) >= 2
+    batch = TokenBatch(texts.tokens, texts.lengths, texts.start, scored.expand(len(texts), N))
+    # Two masked tokens: both orders of them.
+    one, other, both = (
+        log_probs(model, texts, m).gather(-1, texts.tokens[..., None])[..., 0] for m in ((2,), (3,), (2, 3))
+    )
+    orders = torch.stack([both[:, 2] + other[:, 3], both[:, 3] + one[:, 2]])
+    predicted = torch.stack([model.predict(batch, samples=2, seed=seed).log_prob for seed in range(100)])
+    z = (predicted.mean(0) - orders.mean(0)) / (predicted.std(0) / 10 + 1e-12)
+    assert z.abs().max() < 4.5
+    assert (orders.mean(0) < orders.exp().mean(0).log()).all()
+    assert not MaskedDiffusion.exact
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MaskedDiffusion(tiny_shape(), sampling_steps=0), "sampling_steps must be 1 or more, got 0"),
+        (lambda: tiny().generate(start=0, prompt=[0] * 8), "leaves none to fill"),
+        (lambda: tiny().generate(start=0, prompt=[0] * 9), "at most 8"),
+        (lambda: tiny().generate(start=0, label=1), "kind mdlm has no classes"),
+        (lambda: tiny().generate(start=0, max_tokens=0), "must be 1 or more"),
+        (lambda: tiny().predict(every_sequence(V, N), samples=0), "samples must be 1 or more, got 0"),
+        (lambda: tiny().choose(["likelihood"]), "kind mdlm has no likelihood: it reports nelbo"),
+    ],
+)
+def test_bad_values_are_named(call: Callable[[], object], message: str):
+    with pytest.raises(LTMError, match=message):
+        call()
+
+
+def tiny() -> MaskedDiffusion:
+    return MaskedDiffusion(tiny_shape())

@@ -15,7 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def tiny_shape(**changes: Any) -> TransformerShape:
-    sizes = dict(vocab_size=3, layers=2, hidden=8, heads=2, feed_forward=16, window=4, max_length=8)
+    sizes = {"vocab_size": 3, "layers": 2, "hidden": 8, "heads": 2, "feed_forward": 16, "window": 4, "max_length": 8}
     return TransformerShape(**(sizes | changes))
 
 
