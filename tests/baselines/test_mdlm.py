@@ -65,7 +65,7 @@ def test_monte_carlo_nelbo_is_that_of_all_sets_of_masked_tokens(model: MaskedDif
     z = (draws.mean(0) - exact) / (draws.std(0) / math.sqrt(len(draws)))
     assert exact.std() > 0.5  # the network is far from uniform, or this would say little
     assert z.abs().max() < 4.5
-    assert z.square().mean() == pytest.approx(1.0, abs=0.6)  # 81 independent streams: 1 ± 0.16
+    assert z.square().mean() == pytest.approx(1.0, abs=0.5)  # 81 independent streams: 1 ± 0.16
 
 
 def test_sizes_of_masks_drawn_uniformly_are_the_continuous_time_integral(model: MaskedDiffusion, texts: TokenBatch):
@@ -160,7 +160,7 @@ def test_training_brings_the_nelbo_of_a_markov_language_near_its_entropy():
     with torch.no_grad():
         per_token = float((probability * exact_nelbo(model, texts)).sum()) / N
     entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # 0.325 nats; a unigram's loss would be above 0.5
-    assert entropy < per_token < entropy + 0.02
+    assert entropy < per_token < entropy + 0.03
 
 
 def counts_of(texts: list[list[int]]) -> torch.Tensor:
