@@ -262,6 +262,16 @@ def test_prediction_is_a_bound_on_the_probability_of_the_continuation(model: Mas
     assert not MaskedDiffusion.exact
 
 
+def test_products_in_bfloat16_leave_the_loss_in_float32_and_near():
+    torch.manual_seed(0)
+    model = MaskedDiffusion(tiny_shape())
+    exact = model.sequence_loss(every_sequence(V, N), samples=2)
+    model.autocast = torch.bfloat16
+    rounded = model.sequence_loss(every_sequence(V, N), samples=2)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=1e-2)  # bfloat16 has eight bits
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
