@@ -1,19 +1,15 @@
 """Floating point operations of training and evaluation, counted from the decoder's shape alone.
 
 A multiply-add counts two. Matrix products and attention are counted; elementwise work and the optimisers are not. That
-is the convention of torch's own counter, whose numbers these are exactly (`measured_flops`). Products that a guide or a
-prior makes for itself (an encoder, a low-rank factor, a chain of thoughts) are left out.
+is the convention of torch's counter, whose numbers these are exactly (`ltm_pyro.flop_counter`). Products that a guide
+or a prior makes for itself (an encoder, a low-rank factor, a chain of thoughts) are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from typing import Literal
 
 from ltm_pyro.config import Settings
 from ltm_pyro.decoder.blocks import feed_forward_width
@@ -24,8 +20,9 @@ __all__ = [
     "Cost",
     "DecoderShape",
     "TransformerShape",
+    "attention_cost",
     "infer_flops",
-    "measured_flops",
+    "linear_cost",
     "prequential_flops",
     "score_flops",
     "slow_step_flops",
@@ -60,6 +57,20 @@ class Cost:
         return Cost(self.forward * times, self.inputs * times, self.weights * times)
 
 
+def linear_cost(rows: int, inputs: int, outputs: int) -> Cost:
+    """A linear map of so many rows, without a bias."""
+    product = 2 * rows * inputs * outputs
+    return Cost(product, product, product)
+
+
+def attention_cost(pairs: int, hidden: int) -> Cost:
+    """Scores of pairs of query and key, and their product with the values, over all heads.
+
+    Backward, the scores are made again, and each of the two products has two gradients.
+    """
+    return Cost(4 * pairs * hidden, 10 * pairs * hidden)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerShape:
     r"""Shape of a Transformer with tied embeddings: L blocks of self-attention and SwiGLU.
@@ -70,9 +81,9 @@ class TransformerShape:
         vocab_size: V.
         feed_forward: width F of the SwiGLU; None is the decoder's own, 2/3 · 4H rounded up to a multiple of 32.
         window: tokens that self-attention sees to one side, the token itself included; None is all.
-        causal: whether a token sees what stands after it, too (False).
-        dense: count every pair of positions, as torch's counter and a kernel with a mask do; False counts the pairs
-            that causality and the window let see, what an ideal kernel does.
+        causal: True where no token sees those after it.
+        dense: count every pair of positions, as torch's counter does and a kernel that takes a mask; False counts the
+            pairs that causality and the window let see, all that an ideal kernel would work on.
     """
 
     layers: int
@@ -93,14 +104,13 @@ class TransformerShape:
 
     def self_attention(self, batch: int, length: int) -> Cost:
         """8 N H² for queries, keys, values and output, 4 N² H for the attention, of each sequence."""
-        return _linear(batch * length, self.hidden, 4 * self.hidden) + _attention(
-            batch * self.pairs(length), self.hidden
-        )
+        maps = linear_cost(batch * length, self.hidden, 4 * self.hidden)
+        return maps + attention_cost(batch * self.pairs(length), self.hidden)
 
     def swiglu(self, batch: int, length: int) -> Cost:
         """6 N H F of each sequence."""
         width = feed_forward_width(self.hidden) if self.feed_forward is None else self.feed_forward
-        return _linear(batch * length, self.hidden, 3 * width)
+        return linear_cost(batch * length, self.hidden, 3 * width)
 
     def vocabulary(self, scored: int) -> int:
         """One product of the scored tokens with the vocabulary, 2 · scored · H · V."""
@@ -154,17 +164,18 @@ class DecoderShape(TransformerShape):
     def memory(self, batch: int) -> Cost:
         """Keys and values of one layer's thoughts, 4 n w H of each sequence."""
         width = self.hidden if self.thought_width is None else self.thought_width
-        return _linear(batch * self.thoughts_per_layer, width, 2 * self.hidden)
+        return linear_cost(batch * self.thoughts_per_layer, width, 2 * self.hidden)
 
     def stem(self, batch: int, length: int) -> Cost:
         """What does not depend on the thoughts: the first self-attention and cross-attention queries."""
-        return self.self_attention(batch, length) + _linear(batch * length, self.hidden, self.hidden)
+        return self.self_attention(batch, length) + linear_cost(batch * length, self.hidden, self.hidden)
 
     def after_stem(self, batch: int, length: int) -> Cost:
         """All that does, without the product with the vocabulary. Keys and values are counted per set of thoughts."""
         tokens = batch * length
-        attend = _attention(tokens * self.thoughts_per_layer, self.hidden) + _linear(tokens, self.hidden, self.hidden)
-        layer = self.memory(batch) + attend + self.swiglu(batch, length)
+        attention = attention_cost(tokens * self.thoughts_per_layer, self.hidden)
+        attended = attention + linear_cost(tokens, self.hidden, self.hidden)
+        layer = self.memory(batch) + attended + self.swiglu(batch, length)
         return layer * self.layers + self.stem(batch, length) * (self.layers - 1)
 
     def blocks(self, batch: int, length: int) -> Cost:
@@ -258,58 +269,7 @@ def prequential_flops(
     return total
 
 
-def measured_flops(run: Callable[[], Any]) -> int:
-    """What torch's counter sees while ``run`` is called.
-
-    With formulas of our own for what it would miss: attention on the CPU, and the product that is added in place.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=_MISSED)
-    # Its attribution to modules hooks into their inputs' gradients, which `torch.autograd.grad` for leaves forbids.
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        run()
-    return int(counter.get_total_flops())
-
-
-class _NoModules(nullcontext[None]):
-    """In place of the counter's tracker of modules: all belongs to one."""
-
-    parents = frozenset({"Global"})
-
-
 def _score(shape: DecoderShape, batch: int, length: int, scored: int, samples: int) -> int:
     """S sets of thoughts per sequence, forward; the stem once."""
     after = shape.after_stem(batch, length).forward + shape.vocabulary(scored)
     return shape.stem(batch, length).forward + samples * after
-
-
-def _linear(rows: int, inputs: int, outputs: int) -> Cost:
-    product = 2 * rows * inputs * outputs
-    return Cost(product, product, product)
-
-
-def _attention(pairs: int, hidden: int) -> Cost:
-    """Scores and their product with the values; backward, the scores again, and the gradients of both products."""
-    return Cost(4 * pairs * hidden, 10 * pairs * hidden)
-
-
-def _sdpa(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    batch, heads, num_queries, head_dim = query
-    return _attention(batch * num_queries * key[-2], heads * head_dim).forward
-
-
-def _sdpa_backward(grad: Sequence[int], query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    batch, heads, num_queries, head_dim = query
-    return _attention(batch * num_queries * key[-2], heads * head_dim).inputs
-
-
-def _addmm(total: Sequence[int], left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
-    return _linear(left[0], left[1], right[1]).forward
-
-
-_aten = torch.ops.aten
-_MISSED = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-    _aten.addmm_: _addmm,
-}

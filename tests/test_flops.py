@@ -20,11 +20,11 @@ from ltm_pyro.decoder.rotary import rotation
 from ltm_pyro.decoder.token_loss import target_log_prob
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import block_log_probs
+from ltm_pyro.flop_counter import measured_flops
 from ltm_pyro.flops import (
     DecoderShape,
     TransformerShape,
     infer_flops,
-    measured_flops,
     prequential_flops,
     score_flops,
     slow_step_flops,
