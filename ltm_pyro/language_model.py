@@ -15,7 +15,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.protocols import VALIDATION, Protocol, Report, evaluate
+from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
 from ltm_pyro.generate import generate
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -166,7 +166,7 @@ class ThoughtLanguageModel(LanguageModel):
     """
 
     kind = "ltm"
-    protocols: ClassVar[tuple[Protocol, ...]] = ("elbo", "reconstruction", "iwae", "prequential")
+    protocols = PROTOCOLS
     default_protocols = VALIDATION
     comparable: ClassVar[Protocol] = "prequential"
 
