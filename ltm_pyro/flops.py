@@ -1,4 +1,4 @@
-"""Floating point operations of training and evaluation, counted from the decoder's shape alone.
+"""Floating point operations of training and evaluation, counted from the sizes of networks and batches alone.
 
 A multiply-add counts two. Matrix products and attention are counted; elementwise work and the optimisers are not. That
 is the convention of torch's counter, whose numbers these are exactly (`ltm_pyro.flop_counter`). Products that a guide
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-from ltm_pyro.config import Settings
+from ltm_pyro.baselines.transformer import PlainBlock, PlainTransformer
 from ltm_pyro.decoder.blocks import feed_forward_width
 from ltm_pyro.decoder.transformer import ThoughtDecoder
 from ltm_pyro.errors import LTMError
 
 __all__ = [
     "Cost",
-    "DecoderShape",
-    "TransformerShape",
+    "DecoderSize",
+    "TransformerSize",
     "attention_cost",
     "infer_flops",
     "linear_cost",
@@ -72,19 +72,8 @@ def attention_cost(pairs: int, hidden: int) -> Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerShape:
-    r"""Shape of a Transformer with tied embeddings: L blocks of self-attention and SwiGLU.
-
-    Args:
-        layers: L.
-        hidden: H.
-        vocab_size: V.
-        feed_forward: width F of the SwiGLU; None is the decoder's own, 2/3 · 4H rounded up to a multiple of 32.
-        window: tokens that self-attention sees to one side, the token itself included; None is all.
-        causal: True where no token sees those after it.
-        dense: count every pair of positions, as torch's counter does and a kernel that takes a mask; False counts the
-            pairs that causality and the window let see, all that an ideal kernel would work on.
-    """
+class _Size:
+    """What a block and the vocabulary of every network here have."""
 
     layers: int
     hidden: int
@@ -116,16 +105,53 @@ class TransformerShape:
         """One product of the scored tokens with the vocabulary, 2 · scored · H · V."""
         return 2 * scored * self.hidden * self.vocab_size
 
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSize(_Size):
+    """Sizes of a plain Transformer with tied embeddings: L blocks of self-attention and SwiGLU.
+
+    Args:
+        layers: L.
+        hidden: H.
+        vocab_size: V.
+        feed_forward: width F of the SwiGLU; None is the decoder's own, 2/3 · 4H rounded up to a multiple of 32.
+        window: tokens that self-attention sees to one side, the token itself included; None is all.
+        causal: True where no token sees those after it.
+        dense: count every pair of positions, as torch's counter does and a kernel that takes a mask; False counts the
+            pairs that causality and the window let see, all that an ideal kernel would work on.
+    """
+
+    @classmethod
+    def of(cls, network: PlainTransformer, *, dense: bool = True) -> TransformerSize:
+        """The sizes of a network."""
+        block = cast(PlainBlock, network.blocks[0])
+        return cls(
+            layers=len(network.blocks),
+            hidden=network.embedding.embedding_dim,
+            vocab_size=network.vocab_size,
+            feed_forward=block.feed_forward.down.in_features,
+            window=network.window if network.causal else None,
+            causal=network.causal,
+            dense=dense,
+        )
+
     def blocks(self, batch: int, length: int) -> Cost:
         """All layers, without the product with the vocabulary."""
         return (self.self_attention(batch, length) + self.swiglu(batch, length)) * self.layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderShape(TransformerShape):
-    """Shape of a `ThoughtDecoder`: each block cross-attends to its own n thoughts, too.
+class DecoderSize(_Size):
+    """Sizes of a `ThoughtDecoder`: a Transformer whose every block cross-attends to its own n thoughts, too.
 
     Args:
+        layers: L.
+        hidden: H.
+        vocab_size: V.
+        feed_forward: as for `TransformerSize`, and so the next three.
+        window: tokens that self-attention sees.
+        causal: True.
+        dense: count every pair of positions, or those that are seen.
         thoughts_per_layer: n.
         thought_width: width w of a thought vector; None is H.
     """
@@ -134,8 +160,8 @@ class DecoderShape(TransformerShape):
     thought_width: int | None = None
 
     @classmethod
-    def of(cls, decoder: ThoughtDecoder, *, dense: bool = True) -> DecoderShape:
-        """The shape of a decoder."""
+    def of(cls, decoder: ThoughtDecoder, *, dense: bool = True) -> DecoderSize:
+        """The sizes of a decoder."""
         layers, per_layer, width = decoder.thought_shape
         return cls(
             layers=layers,
@@ -145,20 +171,6 @@ class DecoderShape(TransformerShape):
             dense=dense,
             thoughts_per_layer=per_layer,
             thought_width=width,
-        )
-
-    @classmethod
-    def from_settings(cls, settings: Settings, vocab_size: int, *, dense: bool = True) -> DecoderShape:
-        """The shape that `build_model` gives a decoder."""
-        decoder = settings.decoder
-        return cls(
-            layers=decoder.layers,
-            hidden=decoder.hidden,
-            vocab_size=vocab_size,
-            window=decoder.window,
-            dense=dense,
-            thoughts_per_layer=decoder.num_thoughts // decoder.layers,
-            thought_width=decoder.hidden if decoder.thought_width is None else decoder.thought_width,
         )
 
     def memory(self, batch: int) -> Cost:
@@ -183,39 +195,39 @@ class DecoderShape(TransformerShape):
         return self.stem(batch, length) + self.after_stem(batch, length)
 
 
-def transformer_flops(shape: TransformerShape, batch: int, length: int, scored: int) -> int:
+def transformer_flops(size: TransformerSize, batch: int, length: int, scored: int) -> int:
     """One evaluation of a plain Transformer: forward, and the log-probabilities of the scored tokens."""
-    return shape.blocks(batch, length).forward + shape.vocabulary(scored)
+    return size.blocks(batch, length).forward + size.vocabulary(scored)
 
 
-def transformer_step_flops(shape: TransformerShape, batch: int, length: int, scored: int) -> int:
+def transformer_step_flops(size: TransformerSize, batch: int, length: int, scored: int) -> int:
     """One training step of a plain Transformer on B padded sequences of N tokens.
 
     The token loss makes its logits again in the backward pass: four products with the vocabulary, not three.
     """
-    return shape.blocks(batch, length).total + 4 * shape.vocabulary(scored)
+    return size.blocks(batch, length).total + 4 * size.vocabulary(scored)
 
 
-def infer_flops(shape: DecoderShape, batch: int, length: int, scored: int, *, fast_steps: int) -> int:
+def infer_flops(size: DecoderSize, batch: int, length: int, scored: int, *, fast_steps: int) -> int:
     """One fast loop (`FastSlowSVI.infer`).
 
     The stem once; then, each step, forward after it, the gradient for the thoughts, and two products with the
     vocabulary: the logits, and the hidden states' gradient, which the token loss takes while they are at hand.
 
     Args:
-        shape: of the decoder.
+        size: of the decoder.
         batch: B.
         length: N, padding included: the blocks run on it.
         scored: tokens of the batch that enter the likelihood; padding meets no vocabulary.
         fast_steps: T_fast.
     """
-    after = shape.after_stem(batch, length)
-    fast_step = after.forward + after.inputs + 2 * shape.vocabulary(scored)
-    return shape.stem(batch, length).forward + fast_steps * fast_step
+    after = size.after_stem(batch, length)
+    fast_step = after.forward + after.inputs + 2 * size.vocabulary(scored)
+    return size.stem(batch, length).forward + fast_steps * fast_step
 
 
 def slow_step_flops(
-    shape: DecoderShape,
+    size: DecoderSize,
     batch: int,
     length: int,
     scored: int,
@@ -228,26 +240,26 @@ def slow_step_flops(
     The fitted thoughts are constants of the last backward pass, so their own gradient is left out of it. The slow
     gradient of a ``trajectory`` is taken at every fast step, the stem in it: forward and both gradients all the way.
     """
-    whole, thoughts = shape.blocks(batch, length), shape.memory(batch).inputs * shape.layers
-    full_step = whole.total + 4 * shape.vocabulary(scored)
+    whole, thoughts = size.blocks(batch, length), size.memory(batch).inputs * size.layers
+    full_step = whole.total + 4 * size.vocabulary(scored)
     if slow_gradient == "trajectory":
         return fast_steps * full_step + full_step - thoughts
-    return infer_flops(shape, batch, length, scored, fast_steps=fast_steps) + full_step - thoughts
+    return infer_flops(size, batch, length, scored, fast_steps=fast_steps) + full_step - thoughts
 
 
-def score_flops(shape: DecoderShape, batch: int, length: int, scored: int, *, fast_steps: int, samples: int = 1) -> int:
+def score_flops(size: DecoderSize, batch: int, length: int, scored: int, *, fast_steps: int, samples: int = 1) -> int:
     """One fit and S draws of it scored: the protocols ``elbo`` and ``reconstruction`` together, and ``iwae``."""
-    fit = infer_flops(shape, batch, length, scored, fast_steps=fast_steps)
-    return fit + _score(shape, batch, length, scored, samples)
+    fit = infer_flops(size, batch, length, scored, fast_steps=fast_steps)
+    return fit + _score(size, batch, length, scored, samples)
 
 
 def prequential_flops(
-    shape: DecoderShape, lengths: Sequence[int], *, fast_steps: int, samples: int = 1, block_size: int = 32
+    size: DecoderSize, lengths: Sequence[int], *, fast_steps: int, samples: int = 1, block_size: int = 32
 ) -> int:
     """The protocol ``prequential`` on one batch: a fit to every prefix, S draws of it for the block that follows.
 
     Args:
-        shape: of the decoder.
+        size: of the decoder.
         lengths: tokens of each sequence, all of them scored.
         fast_steps: T_fast.
         samples: S.
@@ -263,13 +275,13 @@ def prequential_flops(
         reached = [length for length in lengths if length > start]
         end = min(start + block_size, longest)
         if start:
-            total += infer_flops(shape, len(reached), start, len(reached) * start, fast_steps=fast_steps)
+            total += infer_flops(size, len(reached), start, len(reached) * start, fast_steps=fast_steps)
         scored = sum(min(length, end) - start for length in reached)
-        total += _score(shape, len(reached), end, scored, samples)
+        total += _score(size, len(reached), end, scored, samples)
     return total
 
 
-def _score(shape: DecoderShape, batch: int, length: int, scored: int, samples: int) -> int:
+def _score(size: DecoderSize, batch: int, length: int, scored: int, samples: int) -> int:
     """S sets of thoughts per sequence, forward; the stem once."""
-    after = shape.after_stem(batch, length).forward + shape.vocabulary(scored)
-    return shape.stem(batch, length).forward + samples * after
+    after = size.after_stem(batch, length).forward + size.vocabulary(scored)
+    return size.stem(batch, length).forward + samples * after
