@@ -23,6 +23,7 @@ __all__ = ["command"]
     show_default=True,
     help="What the curves are drawn against.",
 )
+@click.option("--log", is_flag=True, help="A logarithmic axis, without what stands at 0.")
 @click.option(
     "--out",
     type=click.Path(),
@@ -32,7 +33,7 @@ __all__ = ["command"]
     help="A file that ends in .svg or .png.",
 )
 @json_option
-def command(runs: tuple[str, ...], x: XAxis, out: str, as_json: bool) -> None:
+def command(runs: tuple[str, ...], x: XAxis, log: bool, out: str, as_json: bool) -> None:
     """Draw the curves of one or more runs into one picture: training losses, and validations with their errors.
 
     What does not compare stands apart: -log p(x) and its bounds in one panel, the
@@ -41,14 +42,14 @@ def command(runs: tuple[str, ...], x: XAxis, out: str, as_json: bool) -> None:
     \b
     Examples:
         ltm-pyro plot runs/tiny-fables
-        ltm-pyro plot runs/ltm runs/autoregressive --x flops --out compared.png
+        ltm-pyro plot runs/ltm runs/autoregressive --x flops --log --out compared.png
     """
     from ltm_pyro.cli.render import console
 
     from ltm_pyro.training.curves import draw_curves, read_curves
 
     curves = read_curves(runs, x)
-    draw_curves(curves, out, x)
+    draw_curves(curves, out, x, log=log)
     if as_json:
         click.echo(json.dumps({"out": out, "x": x, "curves": [curve.to_dict() for curve in curves]}))
     else:

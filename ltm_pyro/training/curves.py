@@ -30,7 +30,7 @@ _X_LABELS: dict[XAxis, str] = {
     "flops": "training FLOPs (multiply-add = 2)",
 }
 _PANELS = {
-    "bound": "loss; of validation, −log p(x) or an upper bound on it",
+    "bound": "loss (validation: −log p(x) or an upper bound on it)",
     "log_joint": "loss of a point estimate: −log p(x, z), no bound",
     "reconstruction": "reconstruction: the KL is left out, no bound",
     "kl": "KL(q ‖ p)",
@@ -98,13 +98,14 @@ def read_curves(runs: Sequence[str | Path], x: XAxis = "steps") -> list[Curve]:
     return found
 
 
-def draw_curves(curves: Sequence[Curve], path: str | Path, x: XAxis = "steps") -> None:
+def draw_curves(curves: Sequence[Curve], path: str | Path, x: XAxis = "steps", *, log: bool = False) -> None:
     """Draws curves into a PNG or SVG file, a colour for each run; in an SVG the text stays text.
 
     Args:
         curves: what `read_curves` returned for the same ``x``.
         path: the file to write; its suffix says which kind.
         x: names the axis.
+        log: make that axis logarithmic, which leaves out what stands at 0.
 
     Raises:
         LTMError: another suffix, no curve, matplotlib is not installed, or the file cannot be written.
@@ -118,7 +119,7 @@ def draw_curves(curves: Sequence[Curve], path: str | Path, x: XAxis = "steps") -
         import matplotlib
     except ImportError as error:
         raise LTMError("drawing curves needs the package matplotlib: pip install 'ltm-pyro[plot]'") from error
-    figure = _figure(curves, x)
+    figure = _figure(curves, x, log)
     try:
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
             if path.suffix.lower() == ".svg":
@@ -180,10 +181,10 @@ def _quantities(row: Mapping[str, Any]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def _figure(curves: Sequence[Curve], x: XAxis) -> Figure:
+def _figure(curves: Sequence[Curve], x: XAxis, log: bool) -> Figure:
     """One panel above another. Not by pyplot, which would keep the figure and choose a window for it."""
     from matplotlib.figure import Figure
 
@@ -201,6 +202,7 @@ def _figure(curves: Sequence[Curve], x: XAxis) -> Figure:
         axes.set_ylabel("nats per token")
         axes.spines[["top", "right"]].set_visible(False)
     grid[-1].set_xlabel(_X_LABELS[x])
+    grid[-1].set_xscale("log" if log else "linear")
     figure.align_ylabels()
     _add_legend(figure, entries)
     return figure

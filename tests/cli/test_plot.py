@@ -86,6 +86,16 @@ def test_a_validation_stands_where_training_had_got_to(cli: Run, copy: Path, tmp
         assert any(label in text for text in texts(tmp_path / "c.svg"))
 
 
+def test_a_logarithmic_axis_reaches_across_orders_of_magnitude(cli: Run, copy: Path, tmp_path: Path):
+    cheap, dear = copy, shutil.copytree(copy, tmp_path / "dear")
+    for run, unit in ((cheap, 10**9), (dear, 10**12)):
+        with_rows(run, validation_row(0, elbo=6.0), *(train_row(s, flops=unit * s) for s in (1, 2)))
+    for options, expected in ((["--log"], {"109", "1010", "1011", "1012"}), ([], set())):
+        assert cli("plot", cheap, dear, "--x", "flops", *options, "--out", tmp_path / "c.svg").code == 0
+        shown = {"".join(text.split()) for text in texts(tmp_path / "c.svg")}
+        assert shown & {"109", "1010", "1011", "1012"} == expected  # powers of ten
+
+
 def test_a_point_estimate_is_not_drawn_among_the_bounds(cli: Run, copy: Path, tmp_path: Path):
     point = validation_row(0, elbo=None, reconstruction=5.0, kl=None, log_joint=9.0)
     with_rows(copy, point, train_row(1, reconstruction=4.0, negative_log_prior=3.0))
