@@ -14,6 +14,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import Protocol, Report
+from ltm_pyro.flops import TransformerSize, transformer_step_flops
 from ltm_pyro.language_model import LanguageModel
 
 __all__ = ["Baseline", "check_generation"]
@@ -58,6 +59,11 @@ class Baseline(nn.Module, LanguageModel):
             seed: of the noise, where there is any; a sequence's noise is its own, whatever its batch.
             samples: draws that the estimate is the mean of.
         """
+
+    def step_flops(self, batch: TokenBatch) -> int:
+        """Floating point operations of one training step on a batch, by `ltm_pyro.flops`, from its sizes alone."""
+        size = TransformerSize.of(self.network)
+        return transformer_step_flops(size, len(batch), batch.tokens.shape[1], int(batch.num_scored.sum()))
 
     @torch.no_grad()
     def evaluate(  # noqa: D102

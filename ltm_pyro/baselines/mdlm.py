@@ -16,6 +16,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import Protocol
+from ltm_pyro.flops import TransformerSize, transformer_step_flops
 from ltm_pyro.infer.posterior import autocasting
 from ltm_pyro.language_model import Prediction, context_lengths
 from ltm_pyro.noise import SequenceGenerator
@@ -87,6 +88,12 @@ class MaskedDiffusion(Baseline):
             log_prob = self.masked_log_prob(batch, masked).sum(-1)
             loss = loss - weight.to(log_prob.dtype) * log_prob / samples
         return loss
+
+    def step_flops(self, batch: TokenBatch) -> int:
+        """As of any baseline; the start token is read, too, and of N tokens (N + 1) / 2 are masked, on average."""
+        rows, length = batch.tokens.shape
+        masked = int(batch.num_scored.sum() + (batch.num_scored > 0).sum()) // 2
+        return transformer_step_flops(TransformerSize.of(self.network), rows, length + 1, masked)
 
     def masked_log_prob(self, batch: TokenBatch, masked: Bool[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:
         """(B, N) log p(x_n | the tokens that are not masked) at the masked tokens and 0 elsewhere."""

@@ -14,6 +14,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model
 from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
+from ltm_pyro.flops import DecoderSize, slow_step_flops
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
@@ -58,6 +59,10 @@ class Learner(ABC):
     @abstractmethod
     def language_model(self, at: int) -> LanguageModel:
         """The model as it is now, its settings those of step ``at``."""
+
+    @abstractmethod
+    def flops(self, batch: TokenBatch) -> int:
+        """Floating point operations of `step` on a batch, by `ltm_pyro.flops`, from its sizes alone."""
 
     def rates(self, at: int) -> dict[str, float]:
         """The learning rates at step ``at``, by the names of metrics.jsonl."""
@@ -113,6 +118,16 @@ class ThoughtLearner(Learner):
             sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
         return SlowStep(sums, info.gradient_norm)
 
+    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
+        return slow_step_flops(
+            DecoderSize.of(self.model.decoder),
+            len(batch),
+            batch.tokens.shape[1],
+            int(batch.num_scored.sum()),
+            fast_steps=self.svi.fast_steps(),
+            slow_gradient=self.svi.fast.slow_gradient,
+        )
+
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return ThoughtLanguageModel(self.svi, fast_lr(self.settings.inference, self.settings.training, at))
 
@@ -155,6 +170,9 @@ class BaselineLearner(Learner):
             nn.utils.clip_grads_with_norm_(parameters, training.clip_norm, norm)
         self.optimizer.step()
         return SlowStep({"tokens": total, "loss": torch.stack(losses).sum()}, norm)
+
+    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
+        return self.model.step_flops(batch)
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return self.model

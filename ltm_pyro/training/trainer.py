@@ -75,6 +75,7 @@ class Trainer:
         self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
         self.step = 0
         self.tokens = 0  # scored by all steps so far
+        self.flops = 0  # of all steps so far
         # Sums over the steps since the last row of metrics, first as tensors that wait on the device, and since when.
         self._unread: list[dict[str, Tensor]] = []
         self._sums: dict[str, float] = {}
@@ -103,7 +104,7 @@ class Trainer:
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self._sums = dict(checkpoint.state["sums"])
         self.step = checkpoint.step
-        self.tokens = checkpoint.state["tokens"]
+        self.tokens, self.flops = checkpoint.state["tokens"], checkpoint.state["flops"]
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
             starts.flush()
@@ -144,6 +145,7 @@ class Trainer:
             group["lr"] = slow_lr(training, self.step)
         batch = self.data.train.batch(next(self.sampler))
         self.tokens += int(batch.num_scored.sum())
+        self.flops += self.learner.flops(batch)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
         taken = self.learner.step(batch.to(self.device), at=self.step, seed=_step_seed(training.seed, self.step))
         self.step += 1
@@ -159,7 +161,7 @@ class Trainer:
         row["gradient_norm"] = float(taken.gradient_norm)
         row |= self.learner.rates(self.step - 1)
         row["epoch"] = self.sampler.progress
-        row["training_tokens"] = self.tokens
+        row |= self._spent()
         # The reads above have waited for the device, so the clock covers the work.
         began, before = self._clock
         row["tokens_per_s"] = (tokens - before) / (time.perf_counter() - began)
@@ -184,7 +186,7 @@ class Trainer:
             seed=training.seed,
         )
         self.learner.modules.train()
-        row = {"step": self.step, "split": "validation", **report.to_dict(), "training_tokens": self.tokens}
+        row = {"step": self.step, "split": "validation", **report.to_dict(), **self._spent()}
         self.metrics.append(row)
         self.observer.validation(row)
 
@@ -195,13 +197,21 @@ class Trainer:
                 step=self.step,
                 model=self.learner.modules.state_dict(),
                 optimizer=moments(self.optimizer, self.learner.modules),
-                state={"sampler": self.sampler.state_dict(), "sums": self._read_sums(), "tokens": self.tokens},
+                state={
+                    "sampler": self.sampler.state_dict(),
+                    "sums": self._read_sums(),
+                    "tokens": self.tokens,
+                    "flops": self.flops,
+                },
                 posteriors={} if starts is None else starts.unwritten(),
             )
         )
         if starts is not None:
             starts.flush()
         self.observer.saved(path)
+
+    def _spent(self) -> dict[str, int]:
+        return {"training_tokens": self.tokens, "training_flops": self.flops}
 
     def _require_finite(self, taken: SlowStep) -> None:
         if not (math.isfinite(float(taken.loss)) and math.isfinite(float(taken.gradient_norm))):
