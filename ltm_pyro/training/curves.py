@@ -6,7 +6,7 @@ without the KL, and the KL have a panel each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Curve", "XAxis", "draw_curves", "read_curves"]
 
 XAxis = Literal["steps", "tokens", "flops"]
+_KEYS: dict[XAxis, str] = {"steps": "step", "tokens": "training_tokens", "flops": "training_flops"}
 
 _X_LABELS: dict[XAxis, str] = {
     "steps": "slow steps",
@@ -83,7 +84,7 @@ def read_curves(runs: Sequence[str | Path], x: XAxis = "steps") -> list[Curve]:
 
     Args:
         runs: run directories.
-        x: the axis; ``tokens`` and ``flops`` are the running sums in the training rows of metrics.jsonl.
+        x: the axis; ``tokens`` and ``flops`` are what training had taken by then.
 
     Raises:
         LTMError: a run is missing, has no metrics yet, or never recorded what the axis asks for.
@@ -94,7 +95,12 @@ def read_curves(runs: Sequence[str | Path], x: XAxis = "steps") -> list[Curve]:
         rows = directory.metrics.rows()
         if not rows:
             raise LTMError(f"{directory.path} has no metrics yet: train it for a step, or leave it out")
-        found += _curves_of(name, rows, _progress(directory.path, rows, x))
+        if x != "steps" and not all(_is_number(row.get(_KEYS[x])) for row in rows):
+            raise LTMError(
+                f"{directory.path} has no {_KEYS[x]} in its metrics.jsonl: plot against steps (--x steps), or leave it "
+                "out"
+            )
+        found += _curves_of(name, rows, _KEYS[x])
     return found
 
 
@@ -136,22 +142,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
 
 
-def _progress(run: Path, rows: Iterable[Mapping[str, Any]], x: XAxis) -> tuple[list[float], list[float]]:
-    """Steps, and where training stood on the axis after each; both start at 0.
-
-    Read from the training rows alone: ``tokens`` of a validation are those that it scored.
-    """
-    train = [row for row in rows if row.get("split") == "train"]
-    if x == "steps":
-        steps = sorted({0.0, *(float(row["step"]) for row in rows)})
-        return steps, steps
-    known = [row for row in train if _is_number(row.get(x))]
-    if not known:
-        raise LTMError(f"{run} has no {x} in its metrics.jsonl: plot against steps (--x steps), or leave it out")
-    return [0.0, *(float(row["step"]) for row in known)], [0.0, *(float(row[x]) for row in known)]
-
-
-def _curves_of(run: str, rows: Sequence[Mapping[str, Any]], progress: tuple[list[float], list[float]]) -> list[Curve]:
+def _curves_of(run: str, rows: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
     found: dict[tuple[str, str], Curve] = {}
     for row in rows:
         split = row.get("split")
@@ -163,7 +154,7 @@ def _curves_of(run: str, rows: Sequence[Mapping[str, Any]], progress: tuple[list
                 panel = "log_joint"
             errors: list[float] | None = [] if split == "validation" else None
             curve = found.setdefault((split, quantity), Curve(run, split, quantity, panel, errors=errors))
-            curve.x.append(float(np.interp(row["step"], *progress)))
+            curve.x.append(float(row[key]))
             curve.y.append(float(row[quantity]))
             if curve.errors is not None:
                 error = row[f"{quantity}_se"]

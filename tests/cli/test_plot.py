@@ -77,8 +77,12 @@ def test_other_kinds_of_model_keep_the_names_of_their_own_protocols(cli: Run, co
 
 
 def test_a_validation_stands_where_training_had_got_to(cli: Run, copy: Path, tmp_path: Path):
-    rows = [validation_row(0, elbo=6.0), *(train_row(s, tokens=100 * s, flops=10**12 * s) for s in (2, 4))]
-    with_rows(copy, *rows, validation_row(3, elbo=4.0), validation_row(4, elbo=3.0))
+    def spent(step: int) -> dict[str, int]:
+        return {"training_tokens": 100 * step, "training_flops": 10**12 * step}
+
+    rows = [train_row(s, **spent(s)) for s in (2, 4)]
+    rows += [validation_row(s, elbo=6.0 - s) | spent(s) for s in (0, 3, 4)]
+    with_rows(copy, *rows)
     for x, unit, label in (("tokens", 100, "tokens trained on"), ("flops", 10**12, "training FLOPs")):
         curves = curves_of(cli("plot", copy, "--x", x, "--out", tmp_path / "c.svg", "--json"))
         assert curves["copy", "train", "loss"]["x"] == [2 * unit, 4 * unit]
@@ -89,7 +93,7 @@ def test_a_validation_stands_where_training_had_got_to(cli: Run, copy: Path, tmp
 def test_a_logarithmic_axis_reaches_across_orders_of_magnitude(cli: Run, copy: Path, tmp_path: Path):
     cheap, dear = copy, shutil.copytree(copy, tmp_path / "dear")
     for run, unit in ((cheap, 10**9), (dear, 10**12)):
-        with_rows(run, validation_row(0, elbo=6.0), *(train_row(s, flops=unit * s) for s in (1, 2)))
+        with_rows(run, *(train_row(s, training_flops=unit * s) for s in (0, 1, 2)))
     for options, expected in ((["--log"], {"109", "1010", "1011", "1012"}), ([], set())):
         assert cli("plot", cheap, dear, "--x", "flops", *options, "--out", tmp_path / "c.svg").code == 0
         shown = {"".join(text.split()) for text in texts(tmp_path / "c.svg")}
@@ -150,7 +154,7 @@ def test_what_cannot_be_drawn_is_refused(cli: Run, trained: Path, copy: Path, tm
 @pytest.mark.parametrize("x", ["tokens", "flops"])
 def test_a_run_that_never_recorded_the_axis_is_named(cli: Run, copy: Path, tmp_path: Path, x: str):
     with_rows(copy, train_row(1), validation_row(1, elbo=2.0))
-    cli("plot", copy, "--x", x, "--out", tmp_path / "c.svg").refused("copy", f"no {x}", "--x steps")
+    cli("plot", copy, "--x", x, "--out", tmp_path / "c.svg").refused("copy", f"no training_{x}", "--x steps")
     assert not (tmp_path / "c.svg").exists()
 
 
