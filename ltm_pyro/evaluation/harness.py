@@ -5,7 +5,9 @@ Importing this module makes the model known to the harness.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import inspect
+import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,25 +15,23 @@ from typing import Any
 import torch
 
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation.harness_options import cut, read_generation
 from ltm_pyro.evaluation.texts import pieces_of_texts
 from ltm_pyro.training.run import load_run
 from ltm_pyro.values import at_least, nearest, read_value, within
 
 try:
-    import lm_eval.models  # registers the harness's own models, which it does itself only while there are no others
+    import lm_eval.models  # noqa: F401 - the harness registers its own models only while there are no others
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from tqdm import tqdm
 except ImportError as error:
     raise LTMError("the model of lm-evaluation-harness needs it: pip install 'ltm-pyro[lm-eval]'") from error
 
-__all__ = ["HarnessModel", "documents"]
+__all__ = ["HarnessModel", "command_line", "documents"]
 
 _BATCH_SIZE = 8  # that of `ltm-pyro eval`
-_MAX_GEN_TOKENS = 256  # the harness's own default
-_TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 def documents(dataset: Any) -> Any:
@@ -42,12 +42,27 @@ def documents(dataset: Any) -> Any:
     return dataset.filter(lambda row: bool(row["text"].strip()))
 
 
+def command_line(arguments: Sequence[str]) -> None:
+    """Runs the harness's command ``lm_eval`` in this process, where the model is known.
+
+    Raises:
+        SystemExit: the harness ends it so.
+    """
+    from lm_eval.__main__ import cli_evaluate
+
+    before, sys.argv = sys.argv, ["lm_eval", *arguments]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
+
+
 @register_model("ltm-pyro")
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no types
     r"""A run's `LanguageModel` behind the harness's three questions.
 
-    - ``loglikelihood``: log p(continuation | context) by `LanguageModel.predict`: a model with thoughts infers them from
-      the context alone, and takes the prior's where that is empty. Tokens are split as the harness splits them.
+    - ``loglikelihood``: log p(continuation | context) by `LanguageModel.predict`: a model with thoughts infers them
+      from the context alone, and draws the prior's where that is empty. Tokens are split as the harness splits them.
     - ``loglikelihood_rolling``: minus the nats of the text by the model's `comparable` protocol, the number that
       `ltm-pyro eval` reports of it; a lower bound where the model has no probability.
     - ``generate_until``: `LanguageModel.generate`, cut at the first stop string or end-of-text token.
@@ -88,7 +103,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
     ) -> None:
         super().__init__()
         for name in unknown:
-            raise LTMError(f"the model ltm-pyro has no argument {name!r}{nearest(name, _ARGUMENTS)}")
+            known = list(inspect.signature(HarnessModel).parameters)[:-1]
+            raise LTMError(f"the model ltm-pyro has no argument {name!r}{nearest(name, known)}")
         if pretrained is None:
             raise LTMError("the model ltm-pyro needs a run: --model_args pretrained=RUN")
         self.samples = read_value("samples", samples, int)
@@ -97,9 +113,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         self.seed = read_value("seed", seed, int)
         self.end_of_text = read_value("end_of_text", end_of_text, bool)
         automatic = str(batch_size).startswith("auto")
-        self.batch_size: int = (
-            max_batch_size or _BATCH_SIZE if automatic else read_value("batch_size", batch_size, int)
-        )
+        self.batch_size: int = max_batch_size or _BATCH_SIZE if automatic else read_value("batch_size", batch_size, int)
         for name in ("samples", "block_size", "batch_size"):
             at_least(name, getattr(self, name), 1)
         at_least("fast_steps", self.fast_steps or 0, 0)
@@ -164,8 +178,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         for (context, _), (_, asked) in zip((r[0] for r in requests), rows, strict=True):
             if len(asked) > self.max_length:
                 raise LTMError(
-                    f"a continuation of {len(asked)} tokens, after {context[-40:]!r}, is longer than the sequences that "
-                    f"the model was trained on ({self.max_length}): leave out the task, or take loglikelihood_rolling"
+                    f"the continuation of {context[-40:]!r} has {len(asked)} tokens but the model was trained on at "
+                    f"most {self.max_length}: leave the task out, or make it one of loglikelihood_rolling"
                 )
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1]))
@@ -213,7 +227,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
                 seed=self.seed,
             )
             nats.update(zip(chosen, report.values[self._model.comparable].tolist(), strict=True))
-        answers = [-sum(nats[i] for i in own) for own in pieces]
+        answers = [0.0 - sum(nats[i] for i in own) for own in pieces]
         for text, answer in zip(texts, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), answer)
         return answers
@@ -224,22 +238,21 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         Raises:
             LTMError: a request has an argument that there is none of.
         """
-        asked: dict[tuple[str, str], list[int]] = defaultdict(list)
+        alike: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             context, options = request.args
-            asked[context, repr(sorted(options.items()))].append(i)
+            alike[context, repr(sorted(options.items()))].append(i)
         answers = [""] * len(requests)
-        for (context, _), same in tqdm(asked.items(), desc="Writing", disable=disable_tqdm):
-            options = requests[same[0]].args[1]
-            texts = deque(self._write(context, options, len(same)))
-            for i in same:
-                answers[i] = texts.popleft()
-                self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+        for same in tqdm(alike.values(), desc="Writing", disable=disable_tqdm):
+            context, options = requests[same[0]].args
+            for i, text in zip(same, self._write(context, options, len(same)), strict=True):
+                answers[i] = text
+                self.cache_hook.add_partial("generate_until", (context, options), text)
         return answers
 
     def _write(self, context: str, options: dict[str, Any], num: int) -> list[str]:
         """``num`` continuations of one context."""
-        until, max_tokens, sampling = _generation(options)
+        until, max_tokens, sampling = read_generation(options)
         start, prompt = self._fit(self.tok_encode(context))
         drawn = self._model.generate(
             start=start,
@@ -251,7 +264,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
             fast_steps=self.fast_steps,
             seed=self.seed,
         )
-        return [_cut(self.tok_decode(tokens), until) for tokens in drawn]
+        return [cut(self.tok_decode(tokens), until) for tokens in drawn]
 
     def _batches(self, indices: Sequence[int], what: str, disable_tqdm: bool) -> Iterator[Sequence[int]]:
         """The indices, ``batch_size`` at a time, under a bar that counts them."""
@@ -260,33 +273,3 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
                 chosen = indices[first : first + self.batch_size]
                 yield chosen
                 bar.update(len(chosen))
-
-
-_ARGUMENTS = [name for name in HarnessModel.__init__.__kwdefaults__]
-
-
-def _generation(options: dict[str, Any]) -> tuple[list[str], int, Sampling]:
-    """Stop strings, most tokens, and how tokens are drawn, from the harness's ``generation_kwargs``.
-
-    Tokens are the most probable ones unless ``do_sample`` or a ``temperature`` above 0 asks for draws.
-    """
-    rest = dict(options)
-    until = rest.pop("until", None) or []
-    limits = [rest.pop(name, None) for name in _TOKEN_LIMITS]
-    do_sample, temperature = rest.pop("do_sample", None), rest.pop("temperature", None)
-    top_k, top_p = rest.pop("top_k", None), rest.pop("top_p", None)
-    for name, value in rest.items():
-        known = (*_TOKEN_LIMITS, "until", "do_sample", "temperature", "top_k", "top_p")
-        raise LTMError(f"the model ltm-pyro cannot generate with {name}={value!r}{nearest(name, known)}")
-    if do_sample is None:
-        do_sample = bool(temperature)
-    if temperature is None:
-        temperature = 1.0
-    sampling = Sampling(temperature=float(temperature) if do_sample else 0.0, top_k=top_k or None, top_p=top_p)
-    most = next((limit for limit in limits if limit is not None), _MAX_GEN_TOKENS)
-    return [until] if isinstance(until, str) else list(until), int(most), sampling
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first of the stop strings; an empty one stops nothing."""
-    return min((text.partition(stop)[0] for stop in until if stop), key=len, default=text)
