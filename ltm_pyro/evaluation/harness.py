@@ -38,7 +38,13 @@ def documents(dataset: Any) -> Any:
     """The rows whose ``text`` is not blank, which is what `ltm-pyro eval` reads: ``process_docs`` of a task.
 
     A task file that names it (``!function ltm_pyro.evaluation.harness.documents``) makes the model known, too.
+
+    Raises:
+        LTMError: the rows have no ``text``.
     """
+    if "text" not in dataset.column_names:
+        found = ", ".join(dataset.column_names)
+        raise LTMError(f"the task's data have no field 'text', only {found}: rename theirs, or leave process_docs out")
     return dataset.filter(lambda row: bool(row["text"].strip()))
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,9 +25,6 @@ from ltm_pyro.evaluation import block_log_probs
 from ltm_pyro.evaluation.harness_options import cut, read_generation
 from ltm_pyro.training import LoadedRun, load_run
 
-for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
-    os.environ.setdefault(variable, "1")  # before the harness imports the libraries that read them
-
 lm_eval = pytest.importorskip("lm_eval", reason="the harness is an extra: pip install 'ltm-pyro[lm-eval]'")
 
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -35,7 +33,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.evaluator import simple_evaluate  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from ltm_pyro.evaluation.harness import HarnessModel, command_line  # noqa: E402
+from ltm_pyro.evaluation.harness import HarnessModel, command_line, documents  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {"samples": 3, "fast_steps": 2, "block_size": 8, "device": "cpu"}
@@ -347,7 +345,7 @@ def harness(path: Path, folder: Path, names: Sequence[str], **arguments: Any) ->
 
 
 def eval_row(path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """What `ltm-pyro eval` says of the same text under the same options."""
+    """What `ltm-pyro eval` says of a text under `OPTIONS`."""
     from ltm_pyro.cli.main import main
 
     options = ["--protocol", "prequential", "--samples", "3", "--fast-steps", "2", "--block-size", "8"]
@@ -385,6 +383,26 @@ def test_rolling_numbers_equal_those_of_eval(path: Path, tasks: Path, capsys: py
     }
 
 
+def test_one_document_has_the_number_of_eval_in_a_packed_run_too(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    packed = shutil.copytree(path, tmp_path / "packed")
+    about = json.loads((packed / "config.json").read_text(encoding="utf-8"))
+    about["settings"]["data"]["layout"] = "packed"
+    (packed / "config.json").write_text(json.dumps(about), encoding="utf-8")
+    row = eval_row(packed, write_rows(tmp_path / "one.jsonl", [{"text": TEXTS[1]}]), capsys)
+    assert row["sequences"] > 1
+    model = HarnessModel(str(packed), batch_size=8, end_of_text=True, **OPTIONS)
+    assert rolling(model, [TEXTS[1]])[0] == pytest.approx(-row["prequential"] * row["tokens"], rel=1e-12)
+
+
+def test_rows_without_text_are_told():
+    from datasets import Dataset
+
+    with pytest.raises(LTMError, match="no field 'text', only body"):
+        documents(Dataset.from_dict({"body": ["one"]}))
+
+
 def test_every_kind_of_task_runs(path: Path, tasks: Path, model: HarnessModel):
     found = harness(path, tasks, ["held_out_text", "held_out_choices", "held_out_answers"])
     texts = [text for text in TEXTS if text.strip()]
@@ -418,10 +436,10 @@ def test_the_harnesss_own_command_finds_the_model(path: Path, tasks: Path, capsy
     command = [sys.executable, "-m", "lm_eval", "--model", "ltm-pyro", "--model_args", arguments, "--device", "cpu"]
     # One task by the file that names it, one by its name beside the file that only makes the model known.
     chosen = ["--tasks", "held-out-text.yaml,held_out_choices,ltm-pyro.yaml", "--include_path", "."]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
     done = subprocess.run(
         [*command, "--batch_size", "8", *chosen, "--output_path", "results"],
-        env=environment,
+        env={**os.environ, **offline, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
