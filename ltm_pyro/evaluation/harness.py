@@ -73,9 +73,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
       `ltm-pyro eval` reports of it; a lower bound where the model has no probability.
     - ``generate_until``: `LanguageModel.generate`, cut at the first stop string or end-of-text token.
 
-    A context that does not fit before the continuation, or a prompt longer than the model's ``max_length``, loses its
-    first tokens; what is left is a piece of a document that starts after the last token cut off. Results do not depend
-    on the batch size, up to rounding.
+    A context loses its first tokens where it does not fit into the model's ``max_length`` together with its
+    continuation or, down to half of that length, with the ``max_gen_toks`` asked for; what is left is a piece of a
+    document that starts after the last token cut off. Results do not depend on the batch size, up to rounding.
 
     Args:
         pretrained: a run directory, or a checkpoint inside it.
@@ -203,16 +203,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
 
     def _conditioned(self, rows: Sequence[tuple[list[int], list[int]]]) -> TokenBatch:
         """Sequences of context and continuation, of which the continuation is scored."""
-        kept = [self._fit([*told, *asked]) for told, asked in rows]
+        kept = [self._fit([*told, *asked], self.max_length) for told, asked in rows]
         batch = TokenBatch.from_lists([tokens for _, tokens in kept], [start for start, _ in kept])
         scored = torch.tensor([len(asked) for _, asked in rows])
         places = torch.arange(batch.tokens.shape[1])
         return replace(batch, scored=places >= (batch.lengths - scored)[:, None])
 
-    def _fit(self, tokens: list[int]) -> tuple[int, list[int]]:
-        """The last tokens that the model takes, and the token before them."""
-        cut = max(len(tokens) - self.max_length, 0)
-        return tokens[cut - 1] if cut else self.eot_token_id, tokens[cut:]
+    def _fit(self, tokens: list[int], length: int) -> tuple[int, list[int]]:
+        """The last ``length`` tokens, and the token before them."""
+        lost = max(len(tokens) - length, 0)
+        return tokens[lost - 1] if lost else self.eot_token_id, tokens[lost:]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each text, from its first token to its last; 0 for a text without tokens."""
@@ -259,7 +259,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
     def _write(self, context: str, options: dict[str, Any], num: int) -> list[str]:
         """``num`` continuations of one context."""
         until, max_tokens, sampling = read_generation(options)
-        start, prompt = self._fit(self.tok_encode(context))
+        room = max(self.max_length - max_tokens, self.max_length // 2)
+        start, prompt = self._fit(self.tok_encode(context), room)
         drawn = self._model.generate(
             start=start,
             prompt=prompt,

@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,23 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run whose sequences are documents, not to be changed."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A finished run of a kind of model, whose sequences are documents; not to be changed."""
     folder = tmp_path_factory.mktemp("harness")
-    changes = {"training.steps": 12, "training.slow_lr": 0.05, "data.layout": "documents"}
-    new_trainer(folder / "run", tiny_data(folder, layout="documents"), changes).fit()
-    return folder / "run"
+    data = tiny_data(folder, layout="documents")
+
+    @cache
+    def train(kind: str) -> Path:
+        changes = {"training.steps": 12, "training.slow_lr": 0.05, "data.layout": "documents", "model.name": kind}
+        new_trainer(folder / kind, data, changes).fit()
+        return folder / kind
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def path(trained: Callable[[str], Path]) -> Path:
+    return trained("ltm")
 
 
 @pytest.fixture(scope="module")
@@ -190,17 +202,10 @@ def test_the_seed_is_that_of_the_draws(path: Path):
     assert likelihoods(first, (CONTEXT, " one")) != likelihoods(other, (CONTEXT, " one"))
 
 
-def test_an_autoregressive_model_answers_by_the_chain_rule(model: HarnessModel, run: LoadedRun):
-    from ltm_pyro.baselines import Autoregressive, TransformerShape
-
-    torch.manual_seed(0)
-    size = {"layers": 1, "hidden": 16, "heads": 2, "feed_forward": 32, "window": LENGTH, "max_length": LENGTH}
-    model._model = Autoregressive(TransformerShape(vocab_size=run.tokenizer.vocab_size, **size)).eval()
-    continuation = " one dog run"
-    whole, told = rolling(model, [CONTEXT + continuation, CONTEXT])
-    assert likelihoods(model, (CONTEXT, continuation))[0][0] == pytest.approx(whole - told, rel=1e-4)
-    assert model.get_model_info()["ltm_pyro"]["rolling"] == "likelihood"
-    assert written(model, (CONTEXT, {"max_gen_toks": 3}))[0] != ""
+def test_an_autoregressive_model_answers_by_the_chain_rule(trained: Callable[[str], Path]):
+    model = HarnessModel(str(trained("ar")), **OPTIONS)
+    whole, told = rolling(model, [CONTEXT + " one dog run", CONTEXT])
+    assert likelihoods(model, (CONTEXT, " one dog run"))[0][0] == pytest.approx(whole - told, rel=1e-4)
 
 
 def test_a_text_is_the_models_own_up_to_the_first_stop_string(model: HarnessModel, run: LoadedRun):
@@ -226,12 +231,25 @@ def test_equal_requests_have_texts_of_their_own_and_the_seed_gives_them_back(mod
     assert written(model, draw, draw, ("red", draw[1]), draw) == texts
 
 
-def test_a_long_or_empty_prompt_is_continued(model: HarnessModel):
-    long, same, empty = written(
-        model, ("song " * 5 + TEXTS[1], {"max_gen_toks": 4}), (TEXTS[1], {"max_gen_toks": 4}), ("", {"max_gen_toks": 4})
+@pytest.mark.parametrize("kind", ["ltm", "ar", "mdlm"])
+def test_a_long_or_empty_prompt_is_continued(trained: Callable[[str], Path], kind: str):
+    model = HarnessModel(str(trained(kind)), **OPTIONS)
+    few, many = {"max_gen_toks": 4, "temperature": 1.0}, {"max_gen_toks": 2 * LENGTH, "temperature": 1.0}
+    long, same, beyond, empty = written(
+        model, ("song " * 5 + TEXTS[1], few), (TEXTS[1], few), (TEXTS[1], many), ("", few)
     )
     assert long == same  # what was cut off changes nothing
+    assert long
+    assert beyond
     assert empty
+
+
+def test_a_prompt_leaves_room_for_the_text_but_keeps_half(model: HarnessModel, monkeypatch: pytest.MonkeyPatch):
+    kept: list[list[int]] = []
+    monkeypatch.setattr(type(model._model), "generate", lambda self, prompt, **options: kept.append(prompt) or [[0]])
+    whole = model.tok_encode(TEXTS[1])
+    written(model, *((TEXTS[1], {"max_gen_toks": most}) for most in (1, 10, LENGTH)), ("song", {"max_gen_toks": 256}))
+    assert kept == [whole[-LENGTH + 1 :], whole[-LENGTH + 10 :], whole[-LENGTH // 2 :], model.tok_encode("song")]
 
 
 def test_generation_options_are_read_as_the_harness_means_them():
@@ -344,11 +362,13 @@ def harness(path: Path, folder: Path, names: Sequence[str], **arguments: Any) ->
     return found
 
 
-def eval_row(path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def eval_row(
+    path: Path, data: Path, capsys: pytest.CaptureFixture[str], protocol: str = "prequential"
+) -> dict[str, Any]:
     """What `ltm-pyro eval` says of a text under `OPTIONS`."""
     from ltm_pyro.cli.main import main
 
-    options = ["--protocol", "prequential", "--samples", "3", "--fast-steps", "2", "--block-size", "8"]
+    options = ["--protocol", protocol, "--samples", "3", "--fast-steps", "2", "--block-size", "8"]
     with pytest.raises(SystemExit) as end:
         main(["eval", str(path), "--data", str(data), *options, "--device", "cpu", "--json"])
     assert end.value.code in (0, None)
@@ -364,17 +384,28 @@ def assert_metrics_are_the_nats(result: dict[str, Any], nats: float, rel: float 
     assert result["word_perplexity,none"] == pytest.approx(math.exp(nats / words), rel=100 * rel)
 
 
-def test_rolling_numbers_equal_those_of_eval(path: Path, tasks: Path, capsys: pytest.CaptureFixture[str]):
-    row = eval_row(path, tasks / "held-out.jsonl", capsys)
+@pytest.mark.parametrize(
+    ("kind", "protocol", "exact"), [("ltm", "prequential", True), ("ar", "likelihood", True), ("mdlm", "nelbo", False)]
+)
+def test_rolling_numbers_equal_those_of_eval(
+    kind: str,
+    protocol: str,
+    exact: bool,
+    trained: Callable[[str], Path],
+    tasks: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    path = trained(kind)
+    row = eval_row(path, tasks / "held-out.jsonl", capsys, protocol)
     assert row["sequences"] > 4  # some texts are cut
     found = harness(path, tasks, ["held_out_text"], end_of_text=True)
-    assert_metrics_are_the_nats(found["results"]["held_out_text"], row["prequential"] * row["tokens"])
+    assert_metrics_are_the_nats(found["results"]["held_out_text"], row[protocol] * row["tokens"])
     assert found["config"]["ltm_pyro"] == {
         "run": str(path),
         "step": 12,
-        "kind": "ltm",
-        "rolling": "prequential",
-        "exact": True,
+        "kind": kind,
+        "rolling": protocol,
+        "exact": exact,
         "samples": 3,
         "fast_steps": 2,
         "block_size": 8,
