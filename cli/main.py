@@ -16,6 +16,7 @@ _COMMANDS = {
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
     "plot": "Draw the curves of runs in one picture.",
+    "lm-eval": "Run lm-evaluation-harness on trained models.",
     "info": "Show what a run is, how far it got, and what to do next.",
 }
 
@@ -27,7 +28,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"ltm_pyro.cli.{cmd_name}")
+        module = importlib.import_module(f"ltm_pyro.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
