@@ -1,0 +1,1 @@
+"""The paper's figures and tables at the scale of one machine: a recipe each."""

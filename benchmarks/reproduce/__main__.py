@@ -1,0 +1,25 @@
+"""``python -m benchmarks.reproduce NAME``: runs one recipe and writes its JSON, table and plot."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = {
+    "fables": "LTM, AR and MDLM beside the fables' exact entropy, at equal tokens and at equal FLOPs",
+    "corpora": "the same comparison on real text, which you name",
+}
+
+
+def main() -> None:
+    """Runs the recipe that the first argument names, with the others as its options."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        print("Usage: just reproduce NAME [--smoke] [OPTIONS]\n")
+        for name, about in NAMES.items():
+            print(f"  {name:14} {about}")
+        sys.exit(0 if len(sys.argv) < 2 or not sys.argv[1] else 2)
+    module = importlib.import_module(f"benchmarks.reproduce.{sys.argv[1].replace('-', '_')}")
+    module.main(sys.argv[2:])
+
+
+main()

@@ -1,0 +1,266 @@
+"""Latent thoughts against autoregressive and masked diffusion models: equal parameters, tokens, and FLOPs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.reproduce.recipe import machine_line, read_data, trained
+from ltm_pyro.config import Settings
+from ltm_pyro.data import Data, Sampler
+from ltm_pyro.evaluation import Report, generator_entropy
+from ltm_pyro.training import LoadedRun
+from ltm_pyro.training.learners import build_learner
+
+__all__ = ["MODELS", "compare_models", "comparison_table", "draw_comparison"]
+
+MODELS: dict[str, dict[str, Any]] = {
+    "ltm": {},
+    "ar": {"model.name": "ar"},
+    "ar-full": {"model.name": "ar"},  # its window is the sequence's length
+    "mdlm": {"model.name": "mdlm"},
+}
+TITLES = {
+    "ltm": "LTM",
+    "ar": "AR, same window",
+    "ar-full": "AR, full attention",
+    "mdlm": "MDLM",
+}
+
+
+def compare_models(base: Settings, seeds: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trains and scores every model at equal tokens, and the baselines at the LTM's FLOPs, for each seed.
+
+    Args:
+        base: settings of the LTM.
+        seeds: how many, from 0.
+        options: ``runs``, ``samples``, ``weights`` (draws of iwae), ``masks``, ``block_size``, ``eval_steps`` and
+            ``sequences`` (None is all).
+    """
+    rows = []
+    for seed in range(seeds):
+        settings = base.updated({"training.seed": seed, "training.device": options.device})
+        data = read_data(settings)
+        indices = _chosen(len(data.validation), options.sequences)
+        entropy = None
+        if settings.data.source == "fables":
+            entropy = generator_entropy(data.validation, indices, data.tokenizer)
+        flops = training_flops(settings, data)
+        for model, budget in [(m, "tokens") for m in MODELS] + [(m, "flops") for m in MODELS if m != "ltm"]:
+            changed = settings.updated(MODELS[model])
+            if model == "ar-full":
+                changed = changed.updated({"decoder.window": settings.data.sequence_length})
+            if budget == "flops":
+                changed = changed.updated({"training.steps": steps_within(changed, data, flops)})
+            run = trained(changed, data, options.runs / f"{model}-{budget}-{seed}")
+            row = {"model": model, "budget": budget, "seed": seed, "generator_entropy": entropy}
+            row |= _spent(run, options.runs / f"{model}-{budget}-{seed}")
+            row |= _scores(run, data, indices, options)
+            rows.append(row)
+            print(_progress(row), flush=True)
+    return rows
+
+
+def training_flops(settings: Settings, data: Data) -> int:
+    """Of a whole run."""
+    learner = _learner_without_weights(settings, data)
+    sampler = Sampler(len(data.train), settings.training.batch_size, seed=settings.training.seed)
+    return sum(learner.flops(data.train.batch(next(sampler))) for _ in range(settings.training.steps))
+
+
+def steps_within(settings: Settings, data: Data, flops: int) -> int:
+    """The most steps of a run that take no more than so many operations."""
+    learner = _learner_without_weights(settings, data)
+    sampler = Sampler(len(data.train), settings.training.batch_size, seed=settings.training.seed)
+    steps = 0
+    while (flops := flops - learner.flops(data.train.batch(next(sampler)))) >= 0:
+        steps += 1
+    return max(steps, 1)
+
+
+def comparison_table(result: dict[str, Any]) -> str:
+    """Nats per token of every model and protocol, by seed and over seeds, as Markdown."""
+    rows, options = result["rows"], result["options"]
+    seeds = sorted({row["seed"] for row in rows})
+    head = [f"seed {seed}" for seed in seeds]
+    lines = [
+        f"| model, training | protocol | {' | '.join(head)} | mean over seeds | steps | tokens | FLOPs |",
+        f"| --- | --- |{' --- |' * (len(seeds) + 4)}",
+    ]
+    if rows[0]["generator_entropy"] is not None:
+        entropies = [next(r["generator_entropy"] for r in rows if r["seed"] == seed) for seed in seeds]
+        cells = " | ".join(f"{value:.4f}" for value in entropies)
+        lines.append(f"| the generator itself | exact −log p(x) | {cells} | {_mean(entropies)} | | | |")
+    for model, budget in dict.fromkeys((row["model"], row["budget"]) for row in rows):
+        found = sorted((r for r in rows if (r["model"], r["budget"]) == (model, budget)), key=lambda r: r["seed"])
+        for name in found[0]["scores"]:
+            values = [row["scores"][name] for row in found]
+            cells = " | ".join(_cell(v["value"], v["se"]) for v in values)
+            title = TITLES[model] + ("" if model == "ltm" else f", equal {budget if budget == 'tokens' else 'FLOPs'}")
+            lines.append(
+                f"| {title} | {name} | {cells} | {_mean([v['value'] for v in values])} | {found[0]['steps']} "
+                f"| {found[0]['training_tokens']:,} | {found[0]['training_flops']:.2e} |"
+            )
+    notes = [
+        "",
+        "Nats per token of validation text ± standard error over sequences; the last columns are of seed 0. "
+        "`reconstruction` leaves the KL out: it is no bound and no perplexity. `elbo`, `iwae` and `nelbo` are upper bounds on "
+        "−log p(x), `likelihood` is exact, `prequential` is a probability: it is what compares with `likelihood`. "
+        "`nelbo` is given each text's length; `nelbo + length` pays log N_max nats a sequence for it.",
+        "",
+        f"LTM: T_fast = {options['eval_steps']}, S = {options['samples']} (`elbo`, `reconstruction`, `prequential` in blocks "
+        f"of {options['block_size']}), {options['weights']} draws (`iwae`). MDLM: {options['masks']} masks a sequence.",
+        "",
+        "Difference to AR (same window, equal tokens) on the same sequences, nats per token ± standard error of the difference:",
+        "",
+        f"| model, training | protocol | {' | '.join(head)} | mean over seeds |",
+        f"| --- | --- |{' --- |' * (len(seeds) + 1)}",
+    ]
+    for model, budget in dict.fromkeys((row["model"], row["budget"]) for row in rows):
+        found = sorted((r for r in rows if (r["model"], r["budget"]) == (model, budget)), key=lambda r: r["seed"])
+        if (model, budget) == ("ar", "tokens"):
+            continue
+        for name in found[0]["scores"]:
+            if name not in ("reconstruction", "kl"):
+                values = [_difference(row, rows, name) for row in found]
+                cells = " | ".join(f"{value:+.4f} ± {error:.4f}" for value, error in values)
+                title = TITLES[model] + (
+                    "" if model == "ltm" else f", equal {budget if budget == 'tokens' else 'FLOPs'}"
+                )
+                notes.append(f"| {title} | {name} | {cells} | {_mean([v for v, _ in values], '+')} |")
+    return "\n".join([f"# {result['title']}", "", *lines, *notes, "", machine_line(result), ""])
+
+
+def draw_comparison(result: dict[str, Any], path: Path) -> None:
+    """Validation curves against tokens and against FLOPs, the mean over seeds, the generator's entropy below."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = {"ltm": "elbo", "ar": "likelihood", "ar-full": "likelihood", "mdlm": "nelbo"}
+    colours = {"ltm": "#0072B2", "ar": "#D55E00", "ar-full": "#E69F00", "mdlm": "#009E73"}
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, budget, unit in zip(axes, ("tokens", "flops"), ("training tokens", "training FLOPs"), strict=True):
+        for model, colour in colours.items():
+            curves = [r["curve"] for r in result["rows"] if r["model"] == model and r["budget"] in (budget, "tokens")]
+            if budget == "flops" and model != "ltm":
+                curves = [r["curve"] for r in result["rows"] if r["model"] == model and r["budget"] == "flops"]
+            label = f"{TITLES[model]} ({names[model]})"
+            for number, curve in enumerate(curves):
+                x, y = (curve[f"training_{budget}"], curve["value"])
+                axis.plot(x, y, color=colour, alpha=0.8, linewidth=1.2, label=label if number == 0 else None)
+        if result["rows"][0]["generator_entropy"] is not None:
+            entropies = {r["seed"]: r["generator_entropy"] for r in result["rows"]}
+            axis.axhline(
+                statistics.mean(entropies.values()), color="black", linewidth=0.8, linestyle=":", label="generator"
+            )
+        axis.set_xlabel(unit)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation, nats per token")
+    axes[0].legend(fontsize=7)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _learner_without_weights(settings: Settings, data: Data) -> Any:
+    with torch.device("meta"):
+        return build_learner(settings, data.tokenizer.vocab_size, (), torch.device("meta"), Path("unused"))
+
+
+def _chosen(count: int, limit: int | None) -> list[int]:
+    """So many of the sequences, spread evenly over all."""
+    wanted = min(count, limit or count)
+    return [index * count // wanted for index in range(wanted)]
+
+
+def _spent(run: LoadedRun, folder: Path) -> dict[str, Any]:
+    from ltm_pyro.training import RunDirectory
+
+    validations = [row for row in RunDirectory(folder).metrics.rows() if row["split"] == "validation"]
+    name = run.language_model.default_protocols[0]
+    model = run.language_model
+    modules = [model.svi.model, model.svi.guide] if hasattr(model, "svi") else [model]
+    return {
+        "steps": run.step,
+        "parameters": sum(p.numel() for m in modules for p in m.parameters()),  # type: ignore[attr-defined]
+        "training_tokens": validations[-1]["training_tokens"],
+        "training_flops": validations[-1]["training_flops"],
+        "curve": {
+            "protocol": name,
+            "value": [row[name] for row in validations],
+            "training_tokens": [row["training_tokens"] for row in validations],
+            "training_flops": [row["training_flops"] for row in validations],
+        },
+    }
+
+
+def _scores(run: LoadedRun, data: Data, indices: list[int], options: argparse.Namespace) -> dict[str, Any]:
+    """Every protocol's value and standard error, and the nats of each sequence."""
+    model = run.language_model
+
+    def report(*protocols: Any, samples: int) -> Report:
+        return model.evaluate(
+            data.validation,
+            indices,
+            protocols=protocols,
+            samples=samples,
+            block_size=options.block_size,
+            fast_steps=options.eval_steps,
+            batch_size=options.batch_size,
+        )
+
+    if model.kind == "ltm":
+        reports = [
+            report("elbo", "reconstruction", samples=options.samples),
+            report("iwae", samples=options.weights),
+            report("prequential", samples=options.samples),
+        ]
+    else:
+        reports = [report(model.comparable, samples=1 if model.exact else options.masks)]
+    values = {name: r.values[name] for r in reports for name in r.values}
+    counts = reports[0].num_scored
+    scores = {name: dict(zip(("value", "se"), r.mean(name), strict=True)) for r in reports for name in r.values}
+    if model.kind == "mdlm":
+        values["nelbo + length"] = values["nelbo"] + math.log(model.max_length)
+        scores["nelbo + length"] = {
+            "value": float(values["nelbo + length"].sum() / counts.sum()),
+            "se": scores["nelbo"]["se"],
+        }
+    extra = {key: value for r in reports for key, value in r.to_dict().items() if key.startswith("k_hat")}
+    return {
+        "scores": scores,
+        **extra,
+        "num_scored": counts.tolist(),
+        "nats": {name: [round(v, 4) for v in value.tolist()] for name, value in values.items()},
+    }
+
+
+def _difference(row: dict[str, Any], rows: list[dict[str, Any]], name: str) -> tuple[float, float]:
+    """Of a model to the autoregressive one of the same seed, sequence by sequence (ratio estimator)."""
+    other = next(r for r in rows if (r["model"], r["budget"], r["seed"]) == ("ar", "tokens", row["seed"]))
+    counts = torch.tensor(row["num_scored"], dtype=torch.float64)
+    nats = torch.tensor(row["nats"][name], dtype=torch.float64) - torch.tensor(other["nats"]["likelihood"])
+    ratio = nats.sum() / counts.sum()
+    n = len(counts)
+    variance = (nats - ratio * counts).square().sum() / max(n - 1, 1) * n / counts.sum() ** 2
+    return float(ratio), float(variance.sqrt())
+
+
+def _progress(row: dict[str, Any]) -> str:
+    scores = ", ".join(f"{name} {_cell(s['value'], s['se'])}" for name, s in row["scores"].items())
+    return f"{row['model']} {row['budget']} seed {row['seed']}: {row['steps']} steps, {scores}"
+
+
+def _cell(value: float, error: float) -> str:
+    return f"{value:.4f} ± {error:.4f}"
+
+
+def _mean(values: list[float], sign: str = "") -> str:
+    """The mean, and the standard error of it over seeds where there are several."""
+    spread = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.4f}{spread}"

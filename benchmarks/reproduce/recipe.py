@@ -1,0 +1,96 @@
+"""What the recipes share: runs that are trained once, and results as JSON, Markdown and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import machine
+from ltm_pyro.config import Settings
+from ltm_pyro.data import Data, build_data
+from ltm_pyro.training import LoadedRun, RunDirectory, Trainer, load_run
+
+__all__ = ["RESULTS", "machine_line", "options_of", "parser_of", "read_data", "trained", "write"]
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def parser_of(name: str, about: str) -> argparse.ArgumentParser:
+    """Options that every recipe has."""
+    parser = argparse.ArgumentParser(prog=f"just reproduce {name}", description=about)
+    parser.add_argument("--smoke", action="store_true", help="seconds, not hours: shows only that the recipe works")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="where the trainings go, and are found again")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: benchmarks/results)")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(name=name)
+    return parser
+
+
+def options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed options; a smoke run writes where no recorded result is lost, and trains anew."""
+    options = parser.parse_args(arguments)
+    place = Path("runs") / "reproduce" / (f"{options.name}-smoke" if options.smoke else options.name)
+    options.runs = options.runs or place
+    options.out = options.out or (place if options.smoke else RESULTS)
+    torch.set_num_threads(options.threads)
+    return options
+
+
+def read_data(settings: Settings) -> Data:
+    """The data of a run with these settings."""
+    return build_data(**asdict(settings.data), seed=settings.training.seed)
+
+
+def trained(settings: Settings, data: Data, folder: Path) -> LoadedRun:
+    """A finished run in ``folder``: trained now, gone on with, or taken as it is, if it has the same settings.
+
+    Raises:
+        SystemExit: the folder holds a run with other settings.
+    """
+    run = RunDirectory(folder)
+    if run.exists and replace(run.settings, data=settings.data) != settings:
+        sys.exit(f"{folder} holds a run with other settings: remove it, or choose another --runs")
+    found = run.exists and run.store().paths()
+    if not (found and load_run(folder, device=settings.training.device).step == settings.training.steps):
+        if not run.exists:
+            run = RunDirectory.create(folder, settings, data.tokenizer, data.class_names)
+        trainer = Trainer(settings, data, run)
+        trainer.resume()
+        print(f"training {folder}", flush=True)
+        if not trainer.fit():
+            sys.exit(130)
+    return load_run(folder, device=settings.training.device)
+
+
+def write(
+    options: argparse.Namespace,
+    result: dict[str, Any],
+    markdown: Callable[[dict[str, Any]], str],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> Path:
+    """Writes NAME.json, NAME.md and NAME.svg into the folder of the results; returns the first."""
+    name = getattr(options, "result_name", options.name)
+    path = options.out / f"{name}.json"
+    command = f"just reproduce {' '.join(sys.argv[1:])}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"command": command, "machine": machine(), "smoke": options.smoke, **result}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    whole = json.loads(path.read_text(encoding="utf-8"))  # tables and plots are made of what was written
+    path.with_suffix(".md").write_text(markdown(whole), encoding="utf-8")
+    draw(whole, path.with_suffix(".svg"))
+    print(f"written to {path}, .md and .svg")
+    return path
+
+
+def machine_line(result: dict[str, Any]) -> str:
+    """The machine and the command, as the last lines of a table."""
+    about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    return f"`{result['command']}` on: {about}."
