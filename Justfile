@@ -36,5 +36,9 @@ docs:
 bench NAME='' *ARGS:
     python -m benchmarks {{NAME}} {{ARGS}}
 
+# Make one of the paper's figures or tables at this machine's scale; `just reproduce` lists them.
+reproduce NAME='' *ARGS:
+    python -m benchmarks.reproduce {{NAME}} {{ARGS}}
+
 # All that continuous integration checks, in this environment.
 check: lint types test

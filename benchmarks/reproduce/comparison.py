@@ -14,6 +14,7 @@ from benchmarks.reproduce.recipe import machine_line, read_data, trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
 from ltm_pyro.evaluation import Report, generator_entropy
+from ltm_pyro.language_model import ThoughtLanguageModel
 from ltm_pyro.training import LoadedRun
 from ltm_pyro.training.learners import build_learner
 
@@ -101,22 +102,22 @@ def comparison_table(result: dict[str, Any]) -> str:
         for name in found[0]["scores"]:
             values = [row["scores"][name] for row in found]
             cells = " | ".join(_cell(v["value"], v["se"]) for v in values)
-            title = TITLES[model] + ("" if model == "ltm" else f", equal {budget if budget == 'tokens' else 'FLOPs'}")
             lines.append(
-                f"| {title} | {name} | {cells} | {_mean([v['value'] for v in values])} | {found[0]['steps']} "
-                f"| {found[0]['training_tokens']:,} | {found[0]['training_flops']:.2e} |"
+                f"| {_title(model, budget)} | {name} | {cells} | {_mean([v['value'] for v in values])} "
+                f"| {found[0]['steps']} | {found[0]['training_tokens']:,} | {found[0]['training_flops']:.2e} |"
             )
     notes = [
         "",
         "Nats per token of validation text ± standard error over sequences; the last columns are of seed 0. "
-        "`reconstruction` leaves the KL out: it is no bound and no perplexity. `elbo`, `iwae` and `nelbo` are upper bounds on "
-        "−log p(x), `likelihood` is exact, `prequential` is a probability: it is what compares with `likelihood`. "
-        "`nelbo` is given each text's length; `nelbo + length` pays log N_max nats a sequence for it.",
+        "`reconstruction` leaves the KL out: it is no bound and no perplexity. `elbo`, `iwae` and `nelbo` are upper "
+        "bounds on −log p(x), `likelihood` is exact, `prequential` is a probability: it is what compares with "
+        "`likelihood`. `nelbo` is given each text's length; `nelbo + length` pays log N_max nats a sequence for it.",
         "",
-        f"LTM: T_fast = {options['eval_steps']}, S = {options['samples']} (`elbo`, `reconstruction`, `prequential` in blocks "
-        f"of {options['block_size']}), {options['weights']} draws (`iwae`). MDLM: {options['masks']} masks a sequence.",
+        f"LTM: T_fast = {options['eval_steps']}, S = {options['samples']} (`elbo`, `reconstruction`, `prequential` in "
+        f"blocks of {options['block_size']}), {options['weights']} draws (`iwae`). MDLM: {options['masks']} masks a "
+        "sequence.",
         "",
-        "Difference to AR (same window, equal tokens) on the same sequences, nats per token ± standard error of the difference:",
+        "Difference to AR (same window, equal tokens) on the same sequences, nats per token ± its standard error:",
         "",
         f"| model, training | protocol | {' | '.join(head)} | mean over seeds |",
         f"| --- | --- |{' --- |' * (len(seeds) + 1)}",
@@ -129,10 +130,7 @@ def comparison_table(result: dict[str, Any]) -> str:
             if name not in ("reconstruction", "kl"):
                 values = [_difference(row, rows, name) for row in found]
                 cells = " | ".join(f"{value:+.4f} ± {error:.4f}" for value, error in values)
-                title = TITLES[model] + (
-                    "" if model == "ltm" else f", equal {budget if budget == 'tokens' else 'FLOPs'}"
-                )
-                notes.append(f"| {title} | {name} | {cells} | {_mean([v for v, _ in values], '+')} |")
+                notes.append(f"| {_title(model, budget)} | {name} | {cells} | {_mean([v for v, _ in values], '+')} |")
     return "\n".join([f"# {result['title']}", "", *lines, *notes, "", machine_line(result), ""])
 
 
@@ -184,10 +182,10 @@ def _spent(run: LoadedRun, folder: Path) -> dict[str, Any]:
     validations = [row for row in RunDirectory(folder).metrics.rows() if row["split"] == "validation"]
     name = run.language_model.default_protocols[0]
     model = run.language_model
-    modules = [model.svi.model, model.svi.guide] if hasattr(model, "svi") else [model]
+    modules: list[Any] = [model.svi.model, model.svi.guide] if isinstance(model, ThoughtLanguageModel) else [model]
     return {
         "steps": run.step,
-        "parameters": sum(p.numel() for m in modules for p in m.parameters()),  # type: ignore[attr-defined]
+        "parameters": sum(p.numel() for m in modules for p in m.parameters()),
         "training_tokens": validations[-1]["training_tokens"],
         "training_flops": validations[-1]["training_flops"],
         "curve": {
@@ -249,6 +247,10 @@ def _difference(row: dict[str, Any], rows: list[dict[str, Any]], name: str) -> t
     n = len(counts)
     variance = (nats - ratio * counts).square().sum() / max(n - 1, 1) * n / counts.sum() ** 2
     return float(ratio), float(variance.sqrt())
+
+
+def _title(model: str, budget: str) -> str:
+    return TITLES[model] if model == "ltm" else f"{TITLES[model]}, equal {'tokens' if budget == 'tokens' else 'FLOPs'}"
 
 
 def _progress(row: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def write(
 ) -> Path:
     """Writes NAME.json, NAME.md and NAME.svg into the folder of the results; returns the first."""
     name = getattr(options, "result_name", options.name)
-    path = options.out / f"{name}.json"
+    path = Path(options.out) / f"{name}.json"
     command = f"just reproduce {' '.join(sys.argv[1:])}"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"command": command, "machine": machine(), "smoke": options.smoke, **result}
