@@ -18,7 +18,7 @@ from ltm_pyro.language_model import ThoughtLanguageModel
 from ltm_pyro.training import LoadedRun
 from ltm_pyro.training.learners import build_learner
 
-__all__ = ["MODELS", "compare_models", "comparison_table", "draw_comparison"]
+__all__ = ["MODELS", "compare_models", "comparison_table", "draw_comparison", "options_of_scores"]
 
 MODELS: dict[str, dict[str, Any]] = {
     "ltm": {},
@@ -32,6 +32,17 @@ TITLES = {
     "ar-full": "AR, full attention",
     "mdlm": "MDLM",
 }
+
+
+def options_of_scores(parser: argparse.ArgumentParser, *, sequences: int | None = None) -> None:
+    """How the models are scored."""
+    parser.add_argument("--samples", type=int, default=16, help="draws of z of elbo and prequential")
+    parser.add_argument("--weights", type=int, default=100, help="draws of z of iwae")
+    parser.add_argument("--masks", type=int, default=32, help="masks of MDLM for each sequence")
+    parser.add_argument("--eval-steps", type=int, default=16, help="T_fast at evaluation")
+    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
+    parser.add_argument("--sequences", type=int, default=sequences, help="validation sequences, spread over all of it")
 
 
 def compare_models(base: Settings, seeds: int, options: argparse.Namespace) -> list[dict[str, Any]]:

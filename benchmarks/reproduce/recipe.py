@@ -15,9 +15,10 @@ import torch
 from benchmarks.measure import machine
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, build_data
+from ltm_pyro.data.fables import generate
 from ltm_pyro.training import LoadedRun, RunDirectory, Trainer, load_run
 
-__all__ = ["RESULTS", "machine_line", "options_of", "parser_of", "read_data", "trained", "write"]
+__all__ = ["RESULTS", "machine_line", "options_of", "parser_of", "read_data", "trained", "write", "write_fables"]
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -47,6 +48,14 @@ def options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> arg
 def read_data(settings: Settings) -> Data:
     """The data of a run with these settings."""
     return build_data(**asdict(settings.data), seed=settings.training.seed)
+
+
+def write_fables(path: Path, count: int) -> Path:
+    """A text file of fables between blank lines, for smoke runs of recipes that ask for real text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [" ".join(fable.text.split()) for fable in generate(count, seed=0, split="train")]
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
 
 
 def trained(settings: Settings, data: Data, folder: Path) -> LoadedRun:
