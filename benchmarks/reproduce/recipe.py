@@ -15,6 +15,7 @@ import torch
 from benchmarks.measure import machine
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, build_data
+from ltm_pyro.data.corpora import Split
 from ltm_pyro.data.fables import generate
 from ltm_pyro.training import LoadedRun, RunDirectory, Trainer, load_run
 
@@ -50,10 +51,10 @@ def read_data(settings: Settings) -> Data:
     return build_data(**asdict(settings.data), seed=settings.training.seed)
 
 
-def write_fables(path: Path, count: int) -> Path:
+def write_fables(path: Path, count: int, split: Split = "train") -> Path:
     """A text file of fables between blank lines, for smoke runs of recipes that ask for real text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    texts = [" ".join(fable.text.split()) for fable in generate(count, seed=0, split="train")]
+    texts = [" ".join(fable.text.split()) for fable in generate(count, seed=0, split=split)]
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return path
 

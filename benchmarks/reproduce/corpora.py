@@ -1,0 +1,65 @@
+"""LTM, autoregressive and masked diffusion on real text that you name, at equal tokens and at equal FLOPs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reproduce.comparison import compare_models, comparison_table, draw_comparison, options_of_scores
+from benchmarks.reproduce.recipe import options_of, parser_of, write, write_fables
+from ltm_pyro.presets import preset
+
+# Three layers of the smallest decoder that the GPT-2 vocabulary leaves time for, in half precision.
+SMALL: dict[str, Any] = {
+    "data.sequence_length": 256,
+    "data.layout": "packed",
+    "data.documents": None,
+    "decoder.layers": 3,
+    "decoder.num_thoughts": 12,
+    "training.dtype": "bfloat16",
+    "training.eval_sequences": 16,
+}
+SMOKE: dict[str, Any] = {
+    "data.vocab_size": 300,
+    "decoder.hidden": 16,
+    "decoder.heads": 2,
+    "decoder.num_thoughts": 3,
+    "decoder.thought_width": 8,
+    "training.batch_size": 2,
+    "training.warmup_steps": 1,
+    "training.eval_sequences": 2,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Trains, scores and writes corpora.{json,md,svg}."""
+    parser = parser_of("corpora", __doc__.splitlines()[0])
+    parser.add_argument("--train", metavar="SOURCE", help="a file or folder of text (a smoke run writes its own)")
+    parser.add_argument("--validation", metavar="SOURCE", help="text that is not in --train")
+    parser.add_argument("--tokenizer", default="train", metavar="T", help="path or hub name (default: train one)")
+    parser.add_argument("--title", default="Real text and three kinds of model")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300, help="slow steps of the LTM")
+    options_of_scores(parser, sequences=64)
+    options = options_of(parser, arguments)
+    if options.smoke:
+        options.train = str(write_fables(options.runs / "train.txt", 60))
+        options.validation = str(write_fables(options.runs / "validation.txt", 20, split="validation"))
+        options.seeds, options.steps, options.samples, options.weights, options.masks = 1, 2, 1, 2, 1
+        options.eval_steps, options.block_size, options.sequences = 1, 128, 2
+    if not (options.train and options.validation):
+        parser.error("--train and --validation name the text to train and to score on")
+    changes = SMALL | (SMOKE if options.smoke else {})
+    changes |= {
+        "data.source": options.train,
+        "data.validation": options.validation,
+        "data.tokenizer": options.tokenizer,
+        "training.steps": options.steps,
+        "training.eval_every": max(options.steps // 8, 1),
+        "training.checkpoint_every": max(options.steps // 4, 1),
+    }
+    base = preset("tiny").updated(changes)
+    rows = compare_models(base, options.seeds, options)
+    about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    result = {"title": options.title, "options": about, "settings": base.to_dict(), "rows": rows}
+    write(options, result, comparison_table, draw_comparison)
