@@ -42,12 +42,15 @@ def run_suite(
     loaded = load_run(run, device=device)
     model, tokenizer = loaded.language_model, loaded.tokenizer
     chosen = model.choose(list(protocols) or [model.comparable])  # type: ignore[arg-type]  # click has checked the names
+    cache = loaded.settings.data.cache_dir
+    cache_dir = None if cache is None else Path(cache).expanduser()
     corpora = suite_corpora(None if folder is None else Path(folder), column=column)
     rows, missing = [], {name: f"not in {folder}" for name in CORPORA if name not in corpora}
     for name, corpus in corpora.items():
         with notices.status(f"{corpus.spec.title}: preparing {corpus.name}"):
             try:
-                data = corpus.sequences(tokenizer, model.max_length)
+                data = corpus.sequences(tokenizer, model.max_length, cache_dir=cache_dir)
+                corpus.words  # noqa: B018 - read and kept now, so that no connection breaks off a finished corpus
             except LTMError as error:
                 if folder is not None:
                     raise
@@ -56,7 +59,8 @@ def run_suite(
         with notices.status(f"{corpus.spec.title}: scoring {corpus.name}"):
             rows.append(score_corpus(model, tokenizer, corpus, data, protocols=chosen, **options).to_dict())
     if not rows:
-        raise LTMError(f"none of the suite's corpora can be had: {next(iter(missing.values()))}")
+        first = next(iter(missing.values()))
+        raise LTMError(f"none of the suite's corpora can be had: give a folder of them as --data; the first: {first}")
     report = {
         "run": run,
         "step": loaded.step,
@@ -75,8 +79,8 @@ def run_suite(
 def show_suite(out: Console, report: Mapping[str, Any]) -> None:
     """Prints the suite as one table: a line for every corpus and protocol, then what the numbers are."""
     title = f"zero-shot under {report['run']} ({report['kind']}), step {report['step']}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for heading in ("corpus", "protocol", "nats/token", "± s.e.", "bits/char", "ppl/token", "ppl/word"):
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("corpus", "protocol", "nats/tok", "± s.e.", "bits/char", "ppl/token", "ppl/word"):
         table.add_column(heading, justify="left" if heading in ("corpus", "protocol") else "right", no_wrap=True)
     for row in report["corpora"]:
         for name in report["protocols"]:

@@ -75,7 +75,8 @@ def test_a_corpus_is_the_file_whose_name_begins_with_its_own(tmp_path: Path):
         (("ptb.test.txt", "ptb.valid.txt", "ptb.train.txt"), "ptb.test.txt"),
         (("ptb_other.txt", "ptb-dev.txt"), "ptb-dev.txt"),
         (("ptb_val.txt", "ptb_value.txt"), "ptb_val.txt"),
-        (("ptb_train.txt", "ptb_rest.txt"), "ptb_rest.txt"),
+        (("ptb_train.txt", "ptbtrain.txt", "ptb-training.txt", "ptb_constrained.txt"), "ptb_constrained.txt"),
+        (("ptb_latest.txt", "ptb_valid.txt"), "ptb_valid.txt"),
     ],
 )
 def test_of_several_files_the_held_out_one_is_taken(tmp_path: Path, names: tuple[str, ...], best: str):
@@ -155,6 +156,8 @@ def test_only_some_corpora_may_be_asked_for(tmp_path: Path):
     with pytest.raises(LTMError, match="'penn' is no corpus of the zero-shot suite; there are ptb"):
         suite_corpora(tmp_path, only=["penn"])
     assert list(suite_corpora()) == list(CORPORA)
+    with pytest.raises(LTMError, match="column='body' is of local files"):
+        suite_corpora(column="body")
 
 
 def test_every_corpus_has_a_hub_name_with_a_column_that_local_files_may_have_too():

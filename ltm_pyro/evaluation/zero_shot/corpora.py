@@ -23,8 +23,9 @@ __all__ = ["CORPORA", "CorpusSpec", "FileRows", "SuiteCorpus", "find_files", "fr
 _FORMAT = "1"  # of documents and detokenizers: another one makes the cache's shards anew
 _CONVERTED = "refs/convert/parquet"  # the hub's own copy of a data set that comes as a program
 _HEADING = re.compile(r"= (?!= ).*(?<! =) =")
-_TEST = re.compile(r"test")
-_VALIDATION = re.compile(r"valid|val(?![a-z])|dev(?![a-z])")
+_TRAINING = re.compile(r"(?<![a-z])train|train(?![a-z])")
+_TEST = re.compile(r"(?<![a-z])test")
+_VALIDATION = re.compile(r"(?<![a-z])(?:valid|val(?![a-z])|dev(?![a-z]))")
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def _rank(path: Path, corpus: str) -> int | None:
     """How well a file serves as a corpus, 0 best; None where it is none or one to train on."""
     stem = path.name.lower().partition(".")[0]
     whole = re.sub(r"\.(txt|jsonl|parquet)(\.\w+)?$", "", path.name.lower())
-    if not re.sub("[-_]", "", stem).startswith(corpus.replace("_", "")) or "train" in whole:
+    if not re.sub("[-_]", "", stem).startswith(corpus.replace("_", "")) or _TRAINING.search(whole):
         return None
     if re.sub("[-_]", "", whole) == corpus.replace("_", ""):
         return 0

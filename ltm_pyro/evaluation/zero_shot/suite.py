@@ -78,8 +78,11 @@ def suite_corpora(
         only: names of some of `CORPORA`; None is all.
 
     Raises:
-        LTMError: a name is none of the suite's, or the folder has no corpus that was asked for.
+        LTMError: a name is none of the suite's, the folder has no corpus that was asked for, or there is a column and
+            no folder.
     """
+    if folder is None and column is not None:
+        raise LTMError(f"column={column!r} is of local files: give their folder, or leave the column out")
     wrong = next((name for name in only or () if name not in CORPORA), None)
     if wrong is not None:
         raise LTMError(f"{wrong!r} is no corpus of the zero-shot suite; there are {', '.join(CORPORA)}")
