@@ -13,7 +13,8 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.characters import bits_per_character, characters
 from ltm_pyro.evaluation.perplexity import UPPER_BOUNDS, exp_or_none, perplexities
 from ltm_pyro.evaluation.protocols import Protocol, Report
-from ltm_pyro.evaluation.zero_shot.corpora import CORPORA, SuiteCorpus, find_files, from_hub
+from ltm_pyro.evaluation.zero_shot.catalogue import CORPORA
+from ltm_pyro.evaluation.zero_shot.corpora import SuiteCorpus, find_files, from_hub
 from ltm_pyro.evaluation.zero_shot.last_word import last_words
 from ltm_pyro.language_model import LanguageModel
 
