@@ -1,4 +1,4 @@
-"""Text for the zero-shot suite: files in a folder or streams from the hub, as detokenised documents and counted words."""
+"""Text for the zero-shot suite: files of a folder or streams of the hub, as detokenised documents and counted words."""
 
 from __future__ import annotations
 
