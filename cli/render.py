@@ -186,7 +186,7 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         out.print(f"bits per character, of {row['characters']}: {found}", highlight=False)
     by_word = {name: row.get(f"{name}_perplexity_per_word") for name in protocols}
     if any(value is not None for value in by_word.values()):
-        found = ", ".join(f"{name} {value:.2f}" for name, value in by_word.items() if value is not None)
+        found = ", ".join(f"{name} {value:.6g}" for name, value in by_word.items() if value is not None)
         out.print(f"perplexity per word, of {row['words']} words: {found}", highlight=False)
     if row.get("iwae") is not None:
         out.print(_k_hat(row), highlight=False)
