@@ -14,6 +14,11 @@ __all__ = ["command"]
 @click.command()
 @run_argument
 @click.option("--data", metavar="SOURCE", help="What to score (default: the run's own validation text).")
+@click.option(
+    "--suite",
+    type=click.Choice(["zero-shot"]),
+    help="Score a suite of corpora instead: from the folder --data, else from the hub.",
+)
 @click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
 @click.option(
     "--protocol",
@@ -50,6 +55,7 @@ __all__ = ["command"]
 def command(
     run: str,
     data: str | None,
+    suite: str | None,
     column: str | None,
     protocols: tuple[str, ...],
     samples: int,
@@ -81,7 +87,29 @@ def command(
         ltm-pyro eval runs/tiny-fables --samples 4
         ltm-pyro eval runs/tiny-fables --data other.txt --protocol elbo --json
         ltm-pyro eval runs/tiny-fables --protocol prequential --block-size 16 --samples 8
+        ltm-pyro eval runs/web --suite zero-shot --data corpora/ --samples 8
+
+    With --suite the default protocol is the model's comparable one, which here is prequential.
     """
+    if suite is not None:
+        from ltm_pyro.cli.suite import run_suite
+
+        run_suite(
+            run,
+            data,
+            column,
+            protocols,
+            informed=informed,
+            device=device,
+            as_json=as_json,
+            samples=samples,
+            block_size=block_size,
+            max_sequences=max_sequences,
+            batch_size=batch_size,
+            fast_steps=fast_steps,
+            seed=seed,
+        )
+        return
     from ltm_pyro.cli.render import console, notices, show_report
 
     from ltm_pyro.evaluation import (
@@ -89,7 +117,9 @@ def command(
         characters,
         generator_entropy,
         information,
+        perplexities,
         validation_data,
+        words,
     )
     from ltm_pyro.training import load_run
 
@@ -110,6 +140,7 @@ def command(
         report = model.evaluate(sequences, indices, protocols=chosen, block_size=block_size, **options)
     row = {"run": run, "step": loaded.step, "model": model.kind, "data": source, **report.to_dict()}
     row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
+    row |= perplexities(report, words(sequences, indices, loaded.tokenizer))
     if informed:
         with notices.status("Comparing the posteriors"):
             options |= {"fast_lr": loaded.fast_lr, "device": loaded.device}

@@ -184,6 +184,10 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
     if any(value is not None for value in bits.values()):
         found = ", ".join(f"{name} {value:.4f}" for name, value in bits.items() if value is not None)
         out.print(f"bits per character, of {row['characters']}: {found}", highlight=False)
+    by_word = {name: row.get(f"{name}_perplexity_per_word") for name in protocols}
+    if any(value is not None for value in by_word.values()):
+        found = ", ".join(f"{name} {value:.6g}" for name, value in by_word.items() if value is not None)
+        out.print(f"perplexity per word, of {row['words']} words: {found}", highlight=False)
     if row.get("iwae") is not None:
         out.print(_k_hat(row), highlight=False)
     for line in _information(row):

@@ -25,6 +25,7 @@ from ltm_pyro.errors import LTMError
 __all__ = [
     "KINDS",
     "TextUnit",
+    "column_names",
     "first_line",
     "kind_of",
     "list_files",
@@ -104,6 +105,33 @@ def read_rows(
             yield from _json_rows(path, kind[1], column, label_column)
         else:
             yield from ((row, text, None) for row, text in _text_rows(path, kind[1], unit))
+
+
+def column_names(path: Path) -> list[str]:
+    """Fields of a .parquet file, or of the first record of a .jsonl file; a .txt file has none.
+
+    Raises:
+        LTMError: the file cannot be read.
+    """
+    kind = kind_of(path)
+    with _reading(path):
+        if kind == (".parquet", ""):
+            parquet = optional_import("pyarrow.parquet", f"{path}: reading .parquet")
+            arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
+            try:
+                return list(parquet.read_schema(path).names)
+            except arrow_error as error:
+                raise LTMError(
+                    f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again"
+                ) from error
+        if kind is not None and kind[0] == ".jsonl":
+            first = next((line for _, line in _lines(path, kind[1]) if line.strip()), "{}")
+            try:
+                record = json.loads(first)
+            except (ValueError, RecursionError):
+                return []  # reading the rows says where
+            return list(record) if isinstance(record, dict) else []
+    return []
 
 
 @contextmanager

@@ -37,6 +37,9 @@ class HubCorpus:
         streaming: read rows from the hub as they are asked for, and keep no copy of the data set.
         label_column: the column that holds the class; None gives no classes. Where it is a ``ClassLabel``, a class has
             the name that the data set gives it, and -1 is unknown.
+        exact_split: the name of the split to read; None chooses by ``split``.
+        data_dir: the folder of the data set to read; None is all of it.
+        revision: the branch, tag or commit to read; None is the main branch.
 
     Raises:
         LTMError: on first use, where the data set cannot be had or has no such column.
@@ -47,6 +50,9 @@ class HubCorpus:
     split: Split = "train"
     streaming: bool = False
     label_column: str | None = None
+    exact_split: str | None = None
+    data_dir: str | None = None
+    revision: str | None = None
 
     @property
     def name(self) -> str:
@@ -71,8 +77,10 @@ class HubCorpus:
     def _splits(self) -> Mapping[str, Any]:
         name, config, _ = self._parts
         datasets = optional_import("datasets", self.source)
+        options = {"data_dir": self.data_dir, "revision": self.revision}
+        options = {option: value for option, value in options.items() if value is not None}
         try:
-            loaded: Mapping[str, Any] = datasets.load_dataset(name, config, streaming=self.streaming)
+            loaded: Mapping[str, Any] = datasets.load_dataset(name, config, streaming=self.streaming, **options)
         except Exception as error:  # the hub client and the builders raise classes of their own
             raise LTMError(
                 f"{self.source}: the data set could not be had ({first_line(error)}); check the name, the "
@@ -87,14 +95,21 @@ class HubCorpus:
 
     @cached_property
     def _chosen(self) -> str:
-        wanted = next((s for s in (*_SPLITS[self.split], "train") if s in self._splits), None)
+        names = (*_SPLITS[self.split], "train") if self.exact_split is None else (self.exact_split,)
+        wanted = next((s for s in names if s in self._splits), None)
         if wanted is None:
             there = ", ".join(self._splits) or "none"
-            raise LTMError(f"{self.source}: no split train; there is {there}: choose a data set that has one")
+            raise LTMError(f"{self.source}: no split {names[-1]}; there is {there}: choose a data set that has one")
         return wanted
 
     def documents(self) -> Iterator[Document]:
         """The rows of the split in order; empty texts are skipped, lone surrogates replaced by U+FFFD."""
+        for row, text, label in self.rows():
+            if text and not text.isspace():
+                yield Document(well_formed(text), f"{self.source} {self._chosen}", row, label)
+
+    def rows(self) -> Iterator[tuple[int, str, str | None]]:
+        """(row, text, label) of every row of the split in order, as it is; a null is the empty text."""
         column = self._parts[2]
         rows = self._splits[self._chosen]
         if rows.column_names is not None:
@@ -113,9 +128,8 @@ class HubCorpus:
                         f"{self.source}, row {row}: column {column!r} holds {type(text).__name__}, not text; "
                         "choose another column with hf:name:column"
                     )
-                if text and not text.isspace():
-                    label = self._label(record, f"{self.source}, row {row}")
-                    yield Document(well_formed(text), f"{self.source} {self._chosen}", row, label)
+                blank = not text or text.isspace()
+                yield row, text or "", None if blank else self._label(record, f"{self.source}, row {row}")
         except LTMError:
             raise
         except Exception as error:
@@ -145,7 +159,7 @@ class HubCorpus:
     @cached_property
     def _fingerprint(self) -> str:
         name, config, column = self._parts
-        parts = ["hub", column, self._chosen]
+        parts = ["hub", column, self._chosen, *([] if self.data_dir is None else [self.data_dir])]
         rows = self._splits[self._chosen]
         tables = [] if self.streaming else [entry["filename"] for entry in rows.cache_files]
         if Path(name).is_dir():
@@ -153,16 +167,16 @@ class HubCorpus:
         elif tables:
             parts += [file_digest(Path(table)) for table in tables]
         elif self.streaming:
-            parts += [name, str(config), _commit(name, self.source)]
+            parts += [name, str(config), _commit(name, self.source, self.revision)]
         else:  # a data set that lies in memory alone
             parts += [d.text if d.label is None else repr((d.text, d.label)) for d in self.documents()]
         return labelled_digest(digest_of(parts), self.label_column)
 
 
-def _commit(name: str, source: str) -> str:
+def _commit(name: str, source: str, revision: str | None) -> str:
     hub = optional_import("huggingface_hub", source)
     try:
-        return str(hub.HfApi().dataset_info(name).sha)
+        return str(hub.HfApi().dataset_info(name, **({} if revision is None else {"revision": revision})).sha)
     except Exception as error:
         raise LTMError(
             f"{source}: the hub did not say which version it streams ({first_line(error)}); check the "

@@ -164,19 +164,26 @@ class Tokenizer:
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     @cached_property
-    def characters(self) -> list[int] | None:
-        """Characters that begin in each id's bytes, 0 for special tokens; None where the tokenizer is not byte-level.
-
-        A byte-level token may hold a part of a character, which is counted where its first byte is; so the counts of a
-        text's ids add up to the text's length, and so do those of its pieces.
-        """
+    def pieces(self) -> list[bytes] | None:
+        """The bytes of each id, none for special tokens; None where the tokenizer is not byte-level."""
         from tokenizers import decoders
 
         if not isinstance(self._backend.decoder, decoders.ByteLevel):
             return None
         special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
         tokens = (None if i in special else self._backend.id_to_token(i) for i in range(self.vocab_size))
-        return [0 if token is None else _characters(token) for token in tokens]
+        return [b"" if token is None else _bytes(token) for token in tokens]
+
+    @cached_property
+    def characters(self) -> list[int] | None:
+        """Characters that begin in each id's bytes, 0 for special tokens; None where the tokenizer is not byte-level.
+
+        A byte-level token may hold a part of a character, which is counted where its first byte is; so the counts of a
+        text's ids add up to the text's length, and so do those of its pieces.
+        """
+        if self.pieces is None:
+            return None
+        return [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
 
     @cached_property
     def digest(self) -> str:
@@ -216,11 +223,11 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-def _characters(token: str) -> int:
-    """Bytes of a byte-level token that begin a character; an added token outside the letters is its own text."""
+def _bytes(token: str) -> bytes:
+    """Bytes of a byte-level token; an added token outside the letters is its own text."""
     if not all(letter in _BYTES for letter in token):
-        return len(token)
-    return sum(_BYTES[letter] & 0xC0 != 0x80 for letter in token)
+        return token.encode()
+    return bytes(_BYTES[letter] for letter in token)
 
 
 def _inside(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from ltm_pyro.evaluation.characters import bits_per_character, characters
 from ltm_pyro.evaluation.information import Information, information, mutual_information
+from ltm_pyro.evaluation.perplexity import perplexities, words
 from ltm_pyro.evaluation.prequential import block_log_probs
 from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
 from ltm_pyro.evaluation.sources import generator_entropy, validation_data
@@ -19,5 +20,7 @@ __all__ = [
     "generator_entropy",
     "information",
     "mutual_information",
+    "perplexities",
     "validation_data",
+    "words",
 ]
