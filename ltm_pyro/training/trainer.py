@@ -21,6 +21,7 @@ from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.noise import mix64
 from ltm_pyro.priors import Prior
 from ltm_pyro.training.checkpoints import Checkpoint
+from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.run import RunDirectory, autocast_type, choose_device, fast_config, load_weights
 from ltm_pyro.training.schedules import fast_lr, kl_weight, slow_lr
@@ -71,6 +72,8 @@ class Trainer:
         self.model.prior.check_classes(data.class_names)
         modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
         _refuse_shared_weights(modules)
+        if training.init_from is not None and not run.store().paths():  # a checkpoint's weights replace them
+            load_initial_weights(modules, training.init_from, data.tokenizer)
         self.optimizer = build_optimizer(modules, training)
         if settings.decoder.compile:
             self.model.decoder.compile()
