@@ -9,7 +9,10 @@ import click
 from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
+    from rich.status import Status
 
 __all__ = ["command"]
 
@@ -120,7 +123,7 @@ def command(
                 sampling=sampling,
                 fast_steps=fast_steps,
                 seed=seed,
-                progress=lambda done, count=count: status.update(f"{count} shots: {done} of {len(problems)}"),
+                progress=_counter(status, f"{count} shots: %d of {len(problems)} problems"),
             )
         results.append({"shots": count, **pass_rates(solved, samples, wanted)})
     row: dict[str, Any] = {"run": run, "step": loaded.step, "data": data, "examples": told if known else None}
@@ -132,18 +135,25 @@ def command(
         _show(console, row)
 
 
+def _counter(status: Status, words: str) -> Callable[[int], None]:
+    return lambda done: status.update(words % done)
+
+
 def _show(out: Console, row: dict[str, Any]) -> None:
     """Prints pass@k by shots and extraction, and what settles the numbers."""
     from rich.table import Table
 
     rates = [f"pass@{k}" for k in row["k"]]
-    table = Table("shots", "fitted", "too long", "extraction", *rates, title=f"GSM8K: {row['run']}, step {row['step']}")
+    columns = ("shots", "fitted", "too long", "with ####", "extraction")
+    table = Table(*columns, *rates, title=f"{row['data']} under {row['run']}, step {row['step']}")
     for result in row["results"]:
         fitted = result["fitted_shots"]
         about = [str(result["shots"]), "" if fitted is None else f"{fitted:.1f}", str(result["too_long"])]
+        about.append(f"{result['marked_draws']} of {result['draws']}")
         for extraction in ("strict", "flexible"):
             cells = [_percent(result[extraction][rate], result[extraction][f"{rate}_se"]) for rate in rates]
-            table.add_row(*(about if extraction == "strict" else ["", "", ""]), extraction, *cells)
+            table.add_row(*about, extraction, *cells)
+            about = [""] * len(about)
     out.print(table)
     kept = "".join(f", {name.replace('_', '-')} {row[name]}" for name in ("top_k", "top_p") if row[name] is not None)
     out.print(

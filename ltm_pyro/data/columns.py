@@ -51,7 +51,9 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
     try:
         pieces = list(Formatter().parse(template.replace("\\n", "\n")))
     except ValueError as error:
-        raise LTMError(f"column={template!r}: {error}; write {{name}} for a column, {{{{ and }}}} for braces") from error
+        raise LTMError(
+            f"column={template!r}: {error}; write {{name}} for a column, {{{{ and }}}} for braces"
+        ) from error
     if any(name == "" or form or conversion for _, name, form, conversion in pieces):
         raise LTMError(f"column={template!r}: expected just the name of a column between braces, as in {{question}}")
     if not any(name for _, name, _, _ in pieces):

@@ -17,7 +17,7 @@ from ltm_pyro.evaluation.answers import MARK, final_number, marked_number
 from ltm_pyro.evaluation.pass_at_k import mean_and_error, pass_at_k
 from ltm_pyro.language_model import LanguageModel
 
-__all__ = ["EXTRACTIONS", "Problem", "Solved", "load_problems", "pass_rates", "prompt_text", "solve", "solution_of"]
+__all__ = ["EXTRACTIONS", "Problem", "Solved", "load_problems", "pass_rates", "prompt_text", "solution_of", "solve"]
 
 EXTRACTIONS = ("strict", "flexible")
 """How a number is read from a text: `marked_number`, `final_number`."""
@@ -183,6 +183,7 @@ def pass_rates(solved: Sequence[Solved], samples: int, ks: Sequence[int]) -> dic
         "too_long": len(solved) - len(fitted),
         "fitted_shots": sum(fitted) / len(fitted) if fitted else None,
         "fewest_fitted_shots": min(fitted, default=None),
+        "draws": sum(len(one.texts) for one in solved),
         "marked_draws": sum(marked_number(text) is not None for one in solved for text in one.texts),
     }
     for extraction in EXTRACTIONS:

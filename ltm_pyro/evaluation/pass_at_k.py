@@ -14,9 +14,10 @@ __all__ = ["mean_and_error", "pass_at_k"]
 def pass_at_k(draws: int, correct: int, k: int) -> float:
     r"""The unbiased estimate of pass@k from n draws of which c are correct.
 
-    .. math:: 1 - \binom{n - c}{k} \Big/ \binom{n}{k} = 1 - \prod_{i = n - c + 1}^{n} \Bigl(1 - \frac{k}{i}\Bigr)
+    .. math:: 1 - \binom{n - c}{k} \Big/ \binom{n}{k}
 
-    The share of the k-subsets of the draws that hold a correct one; the product has no large numbers.
+    The share of the k-subsets of the draws that hold a correct one. It is computed in whole numbers, so that the one
+    rounding is that of the division.
 
     Args:
         draws: n.
@@ -32,10 +33,8 @@ def pass_at_k(draws: int, correct: int, k: int) -> float:
         raise LTMError(f"{correct} correct draws of {draws}: expected 0 to {draws}")
     if not 1 <= k <= draws:
         raise LTMError(f"pass@{k} needs {max(k, 1)} or more draws for each problem, got {draws}: raise the samples")
-    if draws - correct < k:
-        return 1.0
-    # By logarithms, so that a small pass@k is not the rounding error of a difference from 1.
-    return -math.expm1(sum(math.log1p(-k / i) for i in range(draws - correct + 1, draws + 1)))
+    subsets = math.comb(draws, k)
+    return (subsets - math.comb(draws - correct, k)) / subsets
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:

@@ -6,12 +6,26 @@ from pathlib import Path
 
 from torch import nn
 
+from ltm_pyro.config import Settings
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.training.checkpoints import read_checkpoint
 from ltm_pyro.training.run import RunDirectory
 
-__all__ = ["load_initial_weights"]
+__all__ = ["check_initial_weights", "load_initial_weights"]
+
+
+def check_initial_weights(settings: Settings) -> None:
+    """Refuses a ``training.init_from`` that cannot be, before any work on the data.
+
+    Raises:
+        LTMError: there is no such run, or a tokenizer is to be trained, which would be another than the run's.
+    """
+    source = settings.training.init_from
+    if source is not None:
+        run = RunDirectory.open(source)
+        if settings.data.tokenizer == "train":
+            raise _other_tokenizer(source, run)
 
 
 def load_initial_weights(modules: nn.ModuleDict, source: str | Path, tokenizer: Tokenizer) -> None:
@@ -25,13 +39,9 @@ def load_initial_weights(modules: nn.ModuleDict, source: str | Path, tokenizer: 
     Raises:
         LTMError: there is no such run, its tokenizer is another, or its weights have other names or shapes.
     """
-    here = f"training.init_from={source}"
     run = RunDirectory.open(source)
     if run.tokenizer.digest != tokenizer.digest:
-        raise LTMError(
-            f"{here}: the weights know the tokens of that run alone; set data.tokenizer to its tokenizer, "
-            f"--tokenizer {run.path / 'tokenizer.json'}"
-        )
+        raise _other_tokenizer(source, run)
     checkpoint = run.store().latest() if run.path == Path(source) else read_checkpoint(source)
     there, new = checkpoint.model, modules.state_dict()
     different = [name for name in new if name not in there or there[name].shape != new[name].shape]
@@ -40,7 +50,14 @@ def load_initial_weights(modules: nn.ModuleDict, source: str | Path, tokenizer: 
         name = different[0]
         shapes = [str(tuple(state[name].shape)) if name in state else "missing" for state in (there, new)]
         raise LTMError(
-            f"{here}: the weight {name} is {shapes[0]} in that run and {shapes[1]} in the new one; give the new one "
-            "the decoder, prior and guide settings of that run (see them with `ltm-pyro info`)"
+            f"training.init_from={source}: the weight {name} is {shapes[0]} in that run and {shapes[1]} in the new "
+            "one; give the new one the decoder, prior and guide settings of that run (see them with `ltm-pyro info`)"
         )
     modules.load_state_dict(there)
+
+
+def _other_tokenizer(source: str | Path, run: RunDirectory) -> LTMError:
+    return LTMError(
+        f"training.init_from={source}: the weights know the tokens of that run alone; read the text with its "
+        f"tokenizer, --tokenizer {run.path / 'tokenizer.json'}"
+    )
