@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
     from rich.status import Status
+
+    from ltm_pyro.evaluation.gsm8k import Solved
 
 __all__ = ["command"]
 
@@ -54,6 +57,7 @@ __all__ = ["command"]
 @click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
 @click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
 @click.option("--max-problems", type=click.IntRange(min=1), metavar="M", help="The first M problems (default: all).")
+@click.option("--texts", type=click.Path(), metavar="FILE", help="Keep the answers, a JSON object for each problem.")
 @fast_steps_option
 @seed_option
 @device_option
@@ -70,6 +74,7 @@ def command(
     top_k: int | None,
     top_p: float | None,
     max_problems: int | None,
+    texts: str | None,
     fast_steps: int | None,
     seed: int,
     device: str,
@@ -109,6 +114,8 @@ def command(
     with notices.status("Preparing the data"):
         problems = load_problems(data, documents=max_problems)
         known = load_problems(told, split="train") if told is not None and any(shots) else []
+    if texts is not None:
+        _write(texts, "w")  # before the work, in case it cannot be
     results = []
     for count in sorted(set(shots)):
         with notices.status("Solving") as status:
@@ -125,6 +132,8 @@ def command(
                 seed=seed,
                 progress=_counter(status, f"{count} shots: %d of {len(problems)} problems"),
             )
+        if texts is not None:
+            _write(texts, "a", count, solved)
         results.append({"shots": count, **pass_rates(solved, samples, wanted)})
     row: dict[str, Any] = {"run": run, "step": loaded.step, "data": data, "examples": told if known else None}
     row |= {"samples": samples, "k": wanted, "fast_steps": loaded.svi.fast_steps(fast_steps), "seed": seed}
@@ -137,6 +146,21 @@ def command(
 
 def _counter(status: Status, words: str) -> Callable[[int], None]:
     return lambda done: status.update(words % done)
+
+
+def _write(path: str, mode: str, shots: int = 0, solved: Sequence[Solved] = ()) -> None:
+    """Starts the file of answers, or adds to it."""
+    from ltm_pyro.errors import LTMError
+
+    try:
+        with Path(path).open(mode, encoding="utf-8") as file:
+            for one in solved:
+                row = {"shots": shots, "question": one.problem.question, "solution": one.problem.solution}
+                row |= {"fitted": one.fitted, "texts": one.texts}
+                row |= {extraction: one.correct(extraction) for extraction in ("strict", "flexible")}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise LTMError(f"cannot write {path}: {error.strerror}; choose another --texts") from error
 
 
 def _show(out: Console, row: dict[str, Any]) -> None:

@@ -72,8 +72,8 @@ class Trainer:
         self.model.prior.check_classes(data.class_names)
         modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
         _refuse_shared_weights(modules)
-        if training.init_from is not None and not run.store().paths():  # a checkpoint's weights replace them
-            load_initial_weights(modules, training.init_from, data.tokenizer)
+        if not run.store().paths():  # a checkpoint's weights would replace them
+            load_initial_weights(modules, settings, data.tokenizer)
         self.optimizer = build_optimizer(modules, training)
         if settings.decoder.compile:
             self.model.decoder.compile()

@@ -63,6 +63,21 @@ def test_json_is_one_document_with_all_that_settles_it(cli: Run, finetuned: Path
     assert json.loads(cli("gsm8k", finetuned, *options, "--json").out)["results"] == results
 
 
+def test_texts_are_kept_in_a_file(cli: Run, finetuned: Path, problems: Path, tmp_path: Path):
+    options = ["--data", problems, "--examples", problems, "--shots", 0, "--shots", 1, "--samples", 2, "--json"]
+    result = cli("gsm8k", finetuned, *options, "--max-tokens", 3, "--texts", tmp_path / "texts.jsonl")
+    assert (result.code, result.err) == (0, "")
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["shots"] for row in rows] == [0] * 9 + [1] * 9
+    assert (rows[3]["question"], rows[3]["solution"], rows[3]["fitted"]) == ("3 ?", "#### 3", 0)
+    assert (rows[8]["fitted"], rows[8]["texts"], rows[8]["strict"]) == (None, [], 0)
+    assert all(len(row["texts"]) == 2 for row in rows if row["fitted"] is not None)
+    solved = sum(row["flexible"] for row in rows[:9])
+    assert json.loads(result.out)["results"][0]["flexible"]["pass@1"] == pytest.approx(solved / 2 / 9)
+    missing = tmp_path / "no" / "texts.jsonl"
+    cli("gsm8k", finetuned, *options, "--max-problems", 1, "--texts", missing).refused(str(missing), "--texts")
+
+
 def test_the_table_says_what_each_number_is(cli: Run, finetuned: Path, problems: Path, monkeypatch: pytest.MonkeyPatch):
     few = ["--max-problems", 2, "--max-tokens", 3, "--top-k", 5]
     result = cli("gsm8k", finetuned, "--data", problems, *few)
@@ -104,10 +119,14 @@ def test_finetuning_starts_from_the_other_runs_weights(finetuned: Path, trained:
     ("options", "words"),
     [
         (["--set", "training.init_from=missing"], ["there is no run at missing"]),
+        (
+            ["--set", "training.init_from={trained}", "--tokenizer", "{trained}", "--prior", "mixture"],
+            ["model.prior.", "is missing in that run", "ltm-pyro info"],
+        ),
         (["--set", "training.init_from={trained}"], ["--tokenizer {trained}/tokenizer.json"]),
         (
             ["--set", "training.init_from={trained}", "--tokenizer", "{trained}", "--set", "decoder.hidden=32"],
-            ["(300, 16) in that run and (300, 32) in the new one", "ltm-pyro info"],
+            ["that run has decoder.hidden = 16, the new one 32"],
         ),
     ],
 )

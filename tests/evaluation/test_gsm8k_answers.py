@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ltm_pyro.evaluation.answers import final_number, marked_number
 
@@ -110,6 +113,19 @@ def test_exponents_are_exact_or_not_read(power: int):
 def test_long_texts_are_read_in_little_time():
     for piece in ("1", "1,", "1 ", "1,111", "-", "1/", "$", "####", "<<", "1 000"):
         final_number(piece * 4000)
+
+
+@given(st.decimals(-(10**9), 10**9, places=2), st.sampled_from(["{}", "${}", "{}%", "{} cats", "**{}**", "it is {}."]))
+def test_every_way_to_write_a_number_is_its_value(number: Decimal, way: str):
+    for written in (f"{number:f}", f"{number:,f}", f"{number:E}"):
+        for line in (way.format(written), way.format(written.replace("-", "\u2212", 1))):
+            assert marked_number(f"2 + 2\n#### {line}") == final_number(f"It was 7, then {line}") == Fraction(number)
+
+
+@given(st.text(st.characters(codec="utf-8")) | st.text("0123456789,. -/$#<>=e^x\n"))
+def test_any_text_is_read_and_strict_answers_are_flexible_ones(text: str):
+    strict, flexible = marked_number(text), final_number(text)
+    assert strict in (None, flexible)
 
 
 def test_every_answer_of_gsm8k_is_read_as_its_digits(shared_data: Path):

@@ -84,6 +84,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_from_the_same_
     assert_same_tensors(weights_of(reopened(tmp_path / "run", data)), weights_of(base))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"decoder.window": 4}, {"inference.fast_steps": 3}, {"data.sequence_length": 16}, {"training.steps": 2}]
+)
+def test_what_the_weights_do_not_settle_may_change(tmp_path: Path, data: Data, base: Trainer, changes: dict[str, Any]):
+    assert_same_tensors(weights_of(finetuning(tmp_path / "run", data, base.run.path, changes)), weights_of(base))
+
+
 def test_another_tokenizer_is_refused_with_the_one_to_take(tmp_path: Path, base: Trainer):
     other = tiny_data(tmp_path, layout="documents", vocab_size=290)
     with pytest.raises(LTMError, match=r"--tokenizer .*run/tokenizer\.json$"):
@@ -93,8 +100,12 @@ def test_another_tokenizer_is_refused_with_the_one_to_take(tmp_path: Path, base:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"decoder.hidden": 32}, r"model\.decoder\.embedding\.weight is \(\d+, 16\) in that run and \(\d+, 32\) in"),
-        ({"decoder.layers": 2}, r"is missing in that run and \(.*\) in the new one"),
+        ({"decoder.hidden": 32}, r"that run has decoder\.hidden = 16, the new one 32; give"),
+        ({"decoder.layers": 2}, r"that run has decoder\.layers = 1, the new one 2; give"),
+        ({"decoder.heads": 4}, r"that run has decoder\.heads = 2, the new one 4; give"),  # of the same shapes
+        ({"decoder.num_thoughts": 4}, r"that run has decoder\.num_thoughts = 2, the new one 4; give"),  # likewise
+        ({"decoder.thought_width": None}, r"that run has decoder\.thought_width = 8, the new one 16; give"),
+        ({"decoder.rope_base": 500.0}, r"that run has decoder\.rope_base = 10000\.0, the new one 500\.0; give"),
         ({"prior.name": "mixture"}, r"the weight model\.prior\.\S+ is missing in that run"),
         ({"guide.name": "amortized", "guide.width": 8}, r"the weight guide\.\S+ is missing in that run"),
     ],
