@@ -109,7 +109,7 @@ def command(
         raise LTMError(f"--k {wanted[-1]} needs --samples {wanted[-1]} or more, got {samples}")
     told = examples or (data if data.startswith("hf:") else None)
     if any(shots) and told is None:
-        raise LTMError("--shots needs --examples: a file of solved problems that are not those of --data")
+        raise LTMError("--shots needs --examples: a file of solved problems, such as the training ones")
     loaded = load_run(run, device=device)
     with notices.status("Preparing the data"):
         problems = load_problems(data, documents=max_problems)

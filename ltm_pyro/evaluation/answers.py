@@ -24,8 +24,8 @@ _NUMBER = re.compile(
 )
 _LONGEST = 100  # digits of a number that is read: what is longer answers nothing
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
-_MINUS = str.maketrans({"\u2212": "-", "\uff0d": "-", "\ufe63": "-", "\u2044": "/", "\u00a0": " "})
-_GROUPING = re.compile("(?<=[0-9])[\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+_ASCII = str.maketrans({"\u2212": "-", "\uff0d": "-", "\ufe63": "-", "\u2044": "/", "\u00a0": " "})
+_GROUPING = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 
 
 def marked_number(text: str) -> Fraction | None:
@@ -57,8 +57,8 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Unicode's minus signs and fraction slash as ASCII, no thin spaces between thousands."""
-    return _GROUPING.sub("", text.translate(_MINUS))
+    """No thin or hard spaces between thousands; Unicode's minus signs, fraction slash and hard spaces as ASCII."""
+    return _GROUPING.sub("", text).translate(_ASCII)
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

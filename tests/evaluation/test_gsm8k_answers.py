@@ -86,6 +86,8 @@ def test_the_first_mark_counts_wherever_its_number_stands(text: str):
         ("1, 2, 3", 3),
         ("it costs $1,000,000!", 1_000_000),
         ("it has 3/4", Fraction(3, 4)),
+        ("it has 1\u00a0234\u202f567", 1_234_567),
+        ("it has 1 234", 234),  # an ordinary space may stand between two numbers
         ("#### none, but 6", 6),
         ("9 ####", 9),
         ("9 ####\n\n", 9),
