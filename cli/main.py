@@ -17,6 +17,7 @@ _COMMANDS = {
     "eval": "Score a trained model by protocols that say what they leave out.",
     "plot": "Draw the curves of runs in one picture.",
     "lm-eval": "Run lm-evaluation-harness on trained models.",
+    "gsm8k": "Solve grade-school problems by sampling: pass@k.",
     "info": "Show what a run is, how far it got, and what to do next.",
 }
 

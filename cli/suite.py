@@ -41,7 +41,7 @@ def run_suite(
         raise click.UsageError("--information compares the posteriors of one text: leave it or --suite out")
     loaded = load_run(run, device=device)
     model, tokenizer = loaded.language_model, loaded.tokenizer
-    chosen = model.choose(list(protocols) or [model.comparable])  # type: ignore[arg-type]  # click has checked the names
+    chosen = model.choose(list(protocols) or [model.comparable])  # click has checked the names
     cache = loaded.settings.data.cache_dir
     cache_dir = None if cache is None else Path(cache).expanduser()
     corpora = suite_corpora(None if folder is None else Path(folder), column=column)

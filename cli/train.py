@@ -158,6 +158,8 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
                 f"{section}.{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with "
                 "another --out"
             )
+    if settings.training.init_from != before.training.init_from:
+        raise LTMError("training.init_from cannot change when a run is resumed: start a new run with another --out")
     return run, settings
 
 
@@ -186,12 +188,14 @@ def _refuse_what_cannot_be(place: Path, settings: Settings) -> RunDirectory:
     """The run to be, after the checks that need not wait for the data."""
     from ltm_pyro.components import check_components
     from ltm_pyro.training import RunDirectory
+    from ltm_pyro.training.initial_weights import check_initial_weights
     from ltm_pyro.training.run import choose_device
 
     run = RunDirectory(place)
     run.refuse_to_overwrite()
     choose_device(settings.training.device)
     check_components(settings)
+    check_initial_weights(settings)
     return run
 
 

@@ -28,7 +28,7 @@ class DataSettings:
     Args:
         source: ``fables``, a local file or folder, or ``hf:name[/config][:column]``.
         validation: source of the validation text; None holds documents of ``source`` out.
-        column: field that holds the text in .jsonl and .parquet; None is ``text``.
+        column: field that holds the text in .jsonl and .parquet, or a template of several; None is ``text``.
         text_unit: what one document of a .txt file is.
         layout: ``documents`` (one each, padded), ``packed`` chunks, or ``auto``: documents for fables and where there
             are labels, else packed.
@@ -167,6 +167,7 @@ class TrainingSettings:
     """The slow steps and what happens around them.
 
     Args:
+        init_from: run or checkpoint whose weights the model starts from; None draws them.
         steps: slow steps.
         batch_size: sequences per slow step.
         micro_batch_size: sequences inferred at once (gradient accumulation); None is all.
@@ -188,6 +189,7 @@ class TrainingSettings:
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
     """
 
+    init_from: str | None = None
     steps: int = 1000
     batch_size: int = 8
     micro_batch_size: int | None = None

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ltm_pyro.data.columns import columns_of, text_of
 from ltm_pyro.data.labels import as_label
 from ltm_pyro.data.zstd import ZstdReader
 from ltm_pyro.errors import LTMError
@@ -92,8 +93,9 @@ def read_rows(
 
     A byte-order mark is dropped and the line ends of .txt become ``\n``. ``unit`` says what a document is in
     a .txt file: the whole ``file``, each ``block`` between blank lines, each ``line``, or ``auto``: blocks if
-    a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too. ``label`` is
-    None where there is no ``label_column``, and where a row's class is unknown (`as_label`).
+    a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too. ``column`` may be
+    a template of several (`columns_of`). ``label`` is None where there is no ``label_column``, and where a row's class
+    is unknown (`as_label`).
     """
     kind = kind_of(path)
     if kind is None:  # pragma: no cover - list_files has refused it
@@ -232,10 +234,11 @@ def _json_rows(
         where = f"{path}, line {number}"
         if not isinstance(record, dict):
             raise LTMError(f'{where}: expected a JSON object such as {{"text": "…"}}, got {type(record).__name__}')
-        if column not in record:
-            raise LTMError(missing_column(where, column, list(record)))
+        for name in columns_of(column):
+            if name not in record:
+                raise LTMError(missing_column(where, name, list(record)))
         label = None if label_column is None else as_label(record.get(label_column), where, label_column)
-        yield number, _as_text(record[column], where, column), label
+        yield number, text_of(record, column, where), label
 
 
 def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator[tuple[int, str, str | None]]:
@@ -243,18 +246,20 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
     arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
     try:
         with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise LTMError(missing_column(str(path), column, file.schema_arrow.names))
+            columns = columns_of(column)
+            for name in columns:
+                if name not in file.schema_arrow.names:
+                    raise LTMError(missing_column(str(path), name, file.schema_arrow.names))
             if label_column is not None and label_column not in file.schema_arrow.names:
                 raise LTMError(missing_column(str(path), label_column, file.schema_arrow.names, "label_column"))
             row = 0
-            wanted = [column] if label_column is None else list(dict.fromkeys([column, label_column]))
+            wanted = columns if label_column is None else list(dict.fromkeys([*columns, label_column]))
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for record in batch.to_pylist():
                     row += 1
                     where = f"{path}, row {row}"
                     label = None if label_column is None else as_label(record[label_column], where, label_column)
-                    yield row, _as_text(record[column], where, column), label
+                    yield row, text_of(record, column, where), label
     except (arrow_error, OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the operating system's; `read_rows` words it
@@ -264,12 +269,3 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
 def missing_column(where: str, column: str, columns: list[str], setting: str = "column") -> str:
     """The message for a column that is not there, and that ``setting`` names."""
     return f"{where}: no column {column!r}; there is {', '.join(columns) or 'none'}: choose one with `{setting}`"
-
-
-def _as_text(value: object, where: str, column: str) -> str:
-    """Text as it is; a null as the empty text, which is no document."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    raise LTMError(f"{where}: column {column!r} holds {type(value).__name__}, not text; choose another with `column`")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ltm_pyro.data.columns import columns_of, text_of
 from ltm_pyro.data.corpora import Document, Split, digest_of, file_digest, labelled_digest
 from ltm_pyro.data.files import first_line, missing_column, optional_import
 from ltm_pyro.data.labels import as_label
@@ -32,7 +33,7 @@ class HubCorpus:
 
     Args:
         source: ``hf:name[/config][:column]``.
-        column: the text column where the source names none.
+        column: the text column where the source names none, or a template of several (`columns_of`).
         split: which split to read.
         streaming: read rows from the hub as they are asked for, and keep no copy of the data set.
         label_column: the column that holds the class; None gives no classes. Where it is a ``ClassLabel``, a class has
@@ -111,25 +112,24 @@ class HubCorpus:
     def rows(self) -> Iterator[tuple[int, str, str | None]]:
         """(row, text, label) of every row of the split in order, as it is; a null is the empty text."""
         column = self._parts[2]
+        names = columns_of(column)
         rows = self._splits[self._chosen]
         if rows.column_names is not None:
-            if column not in rows.column_names:
-                raise LTMError(missing_column(self.source, column, list(rows.column_names)))
+            for name in names:
+                if name not in rows.column_names:
+                    raise LTMError(missing_column(self.source, name, list(rows.column_names)))
             if self.label_column is not None and self.label_column not in rows.column_names:
                 raise LTMError(missing_column(self.source, self.label_column, list(rows.column_names), "label_column"))
-            rows = rows.select_columns(list(dict.fromkeys([column, self.label_column or column])))
+            rows = rows.select_columns(list(dict.fromkeys([*names, self.label_column or names[0]])))
         try:
             for row, record in enumerate(rows, 1):
-                if column not in record:
-                    raise LTMError(missing_column(self.source, column, list(record)))
-                text = record[column]
-                if text is not None and not isinstance(text, str):
-                    raise LTMError(
-                        f"{self.source}, row {row}: column {column!r} holds {type(text).__name__}, not text; "
-                        "choose another column with hf:name:column"
-                    )
+                where = f"{self.source}, row {row}"
+                for name in names:
+                    if name not in record:
+                        raise LTMError(missing_column(self.source, name, list(record)))
+                text = text_of(record, column, where, "choose another column with hf:name:column")
                 blank = not text or text.isspace()
-                yield row, text or "", None if blank else self._label(record, f"{self.source}, row {row}")
+                yield row, text or "", None if blank else self._label(record, where)
         except LTMError:
             raise
         except Exception as error:

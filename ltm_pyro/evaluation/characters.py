@@ -10,7 +10,7 @@ from ltm_pyro.evaluation.protocols import Protocol, Report
 
 __all__ = ["TEXT_PROTOCOLS", "bits_per_character", "characters"]
 
-TEXT_PROTOCOLS: tuple[Protocol, ...] = ("elbo", "iwae", "prequential")
+TEXT_PROTOCOLS: tuple[Protocol, ...] = ("elbo", "iwae", "prequential", "likelihood", "nelbo")
 """The protocols that give the text a probability or bound one; ``reconstruction`` leaves bits out."""
 
 _SEQUENCES = 256  # read at once

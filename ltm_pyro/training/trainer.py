@@ -16,6 +16,7 @@ from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import LTMError
 from ltm_pyro.noise import mix64
 from ltm_pyro.training.checkpoints import Checkpoint
+from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.optimizer import moments, restore_moments
@@ -66,6 +67,8 @@ class Trainer:
         self.learner = build_learner(
             settings, data.tokenizer.vocab_size, data.class_names, self.device, run.path / "posteriors"
         )
+        if not run.store().paths():  # a checkpoint's weights would replace them
+            load_initial_weights(self.learner.modules, settings, data.tokenizer)
         self.optimizer = self.learner.optimizer
         self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))

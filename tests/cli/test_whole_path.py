@@ -337,6 +337,7 @@ OPTIONS = {
     " --config --set",
     "sample": "--prompt --prompt-file --num --max-tokens --temperature --top-k --top-p --fast-steps --seed --json",
     "eval": "--data --protocol --samples --block-size --information --fast-steps --json",
+    "gsm8k": "--data --examples --shots --samples --k --max-tokens --temperature --max-problems --fast-steps --json",
     "info": "--json",
 }
 

@@ -1,0 +1,191 @@
+"""``ltm-pyro gsm8k``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+    from rich.status import Status
+
+    from ltm_pyro.evaluation.gsm8k import Solved
+
+__all__ = ["command"]
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--data",
+    default="hf:openai/gsm8k/main",
+    show_default=True,
+    metavar="SOURCE",
+    help="The problems: a .jsonl or .parquet file with question and answer, or a hub data set.",
+)
+@click.option("--examples", metavar="SOURCE", help="Where --shots come from (default: the training split of hf: data).")
+@click.option(
+    "--shots",
+    multiple=True,
+    type=click.IntRange(min=0),
+    default=[0],
+    show_default=True,
+    metavar="N",
+    help="Worked examples before each problem; may be repeated.",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=5, show_default=True, metavar="S", help="Draws per problem."
+)
+@click.option(
+    "--k",
+    "ks",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Report pass@K, K at most S; may be repeated (default: 1 and S).",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of each."
+)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
+@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
+@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@click.option("--max-problems", type=click.IntRange(min=1), metavar="M", help="The first M problems (default: all).")
+@click.option("--texts", type=click.Path(), metavar="FILE", help="Keep the answers, a JSON object for each problem.")
+@fast_steps_option
+@seed_option
+@device_option
+@json_option
+def command(
+    run: str,
+    data: str,
+    examples: str | None,
+    shots: tuple[int, ...],
+    samples: int,
+    ks: tuple[int, ...],
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    max_problems: int | None,
+    texts: str | None,
+    fast_steps: int | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Solve GSM8K's problems with the model of RUN, a run directory or one of its checkpoints.
+
+    z is inferred from the prompt, "Question: ...", "Answer:" after the worked examples; every answer has a draw of it.
+    pass@k, the chance that one of k answers is right, is estimated without bias from the S draws.
+
+    \b
+    strict    the number after #### is the problem's
+    flexible  that, or where there is none the last number of the text
+
+    \b
+    Examples:
+        ltm-pyro gsm8k runs/finetuned --shots 0 --shots 5
+        ltm-pyro gsm8k runs/finetuned --data test.jsonl --examples train.jsonl --shots 5 --samples 20 --k 5
+    """
+    from ltm_pyro.decoder import Sampling
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+
+    from ltm_pyro.cli.render import console, notices
+
+    from ltm_pyro.errors import LTMError
+    from ltm_pyro.evaluation.gsm8k import load_problems, pass_rates, solve
+    from ltm_pyro.training import load_run
+
+    wanted = sorted(set(ks or (1, samples)))
+    if wanted[-1] > samples:
+        raise LTMError(f"--k {wanted[-1]} needs --samples {wanted[-1]} or more, got {samples}")
+    told = examples or (data if data.startswith("hf:") else None)
+    if any(shots) and told is None:
+        raise LTMError("--shots needs --examples: a file of solved problems, such as the training ones")
+    loaded = load_run(run, device=device)
+    with notices.status("Preparing the data"):
+        problems = load_problems(data, documents=max_problems)
+        known = load_problems(told, split="train") if told is not None and any(shots) else []
+    if texts is not None:
+        _write(texts, "w")  # before the work, in case it cannot be
+    results = []
+    for count in sorted(set(shots)):
+        with notices.status("Solving") as status:
+            solved = solve(
+                loaded.language_model,
+                loaded.tokenizer,
+                problems,
+                shots=count,
+                examples=known,
+                samples=samples,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                fast_steps=fast_steps,
+                seed=seed,
+                progress=_counter(status, f"{count} shots: %d of {len(problems)} problems"),
+            )
+        if texts is not None:
+            _write(texts, "a", count, solved)
+        results.append({"shots": count, **pass_rates(solved, samples, wanted)})
+    row: dict[str, Any] = {"run": run, "step": loaded.step, "data": data, "examples": told if known else None}
+    row |= {"samples": samples, "k": wanted, "fast_steps": loaded.svi.fast_steps(fast_steps), "seed": seed}
+    row |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "results": results}
+    if as_json:
+        click.echo(json.dumps(row))
+    else:
+        _show(console, row)
+
+
+def _counter(status: Status, words: str) -> Callable[[int], None]:
+    return lambda done: status.update(words % done)
+
+
+def _write(path: str, mode: str, shots: int = 0, solved: Sequence[Solved] = ()) -> None:
+    """Starts the file of answers, or adds to it."""
+    from ltm_pyro.errors import LTMError
+
+    try:
+        with Path(path).open(mode, encoding="utf-8") as file:
+            for one in solved:
+                row = {"shots": shots, "question": one.problem.question, "solution": one.problem.solution}
+                row |= {"fitted": one.fitted, "texts": one.texts}
+                row |= {extraction: one.correct(extraction) for extraction in ("strict", "flexible")}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise LTMError(f"cannot write {path}: {error.strerror}; choose another --texts") from error
+
+
+def _show(out: Console, row: dict[str, Any]) -> None:
+    """Prints pass@k by shots and extraction, and what settles the numbers."""
+    from rich.table import Table
+
+    rates = [f"pass@{k}" for k in row["k"]]
+    columns = ("shots", "fitted", "too long", "with ####", "extraction")
+    table = Table(*columns, *rates, title=f"{row['data']} under {row['run']}, step {row['step']}")
+    for result in row["results"]:
+        fitted = result["fitted_shots"]
+        about = [str(result["shots"]), "" if fitted is None else f"{fitted:.1f}", str(result["too_long"])]
+        about.append(f"{result['marked_draws']} of {result['draws']}")
+        for extraction in ("strict", "flexible"):
+            cells = [_percent(result[extraction][rate], result[extraction][f"{rate}_se"]) for rate in rates]
+            table.add_row(*about, extraction, *cells)
+            about = [""] * len(about)
+    out.print(table)
+    kept = "".join(f", {name.replace('_', '-')} {row[name]}" for name in ("top_k", "top_p") if row[name] is not None)
+    out.print(
+        f"{row['results'][0]['problems']} problems, {row['samples']} draws each, T_fast = {row['fast_steps']}, "
+        f"seed {row['seed']}, temperature {row['temperature']:g}{kept}, at most {row['max_tokens']} tokens",
+        highlight=False,
+    )
+
+
+def _percent(value: float, error: float | None) -> str:
+    return f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"

@@ -1,0 +1,217 @@
+"""GSM8K: grade-school problems in words, answered by sampling and scored by pass@k (Cobbe et al. 2021)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from ltm_pyro.data import Tokenizer, open_corpus
+from ltm_pyro.data.corpora import Split
+from ltm_pyro.data.hub import HubCorpus
+from ltm_pyro.decoder.sampling import Sampling
+from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation.answers import MARK, final_number, marked_number
+from ltm_pyro.evaluation.pass_at_k import mean_and_error, pass_at_k
+from ltm_pyro.language_model import LanguageModel
+
+__all__ = ["EXTRACTIONS", "Problem", "Solved", "load_problems", "pass_rates", "prompt_text", "solution_of", "solve"]
+
+EXTRACTIONS = ("strict", "flexible")
+"""How a number is read from a text: `marked_number`, `final_number`."""
+
+_SEPARATOR = "\x1f"  # between the two columns of a row, which are read as one text
+_NEXT = "Question:"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: the question, the worked solution that ends in ``#### <number>``, and that number."""
+
+    question: str
+    solution: str
+    answer: Fraction
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a model made of one problem.
+
+    Args:
+        problem: the problem.
+        fitted: worked examples in the prompt; None where not even the problem alone fits the model.
+        texts: what was drawn, cut where the next question begins; empty where nothing fits.
+    """
+
+    problem: Problem
+    fitted: int | None
+    texts: tuple[str, ...]
+
+    def correct(self, extraction: str) -> int:
+        """How many of the texts have the problem's number, by one of the `EXTRACTIONS`."""
+        read = {"strict": marked_number, "flexible": final_number}[extraction]
+        return sum(read(text) == self.problem.answer for text in self.texts)
+
+
+def load_problems(source: str, *, split: Split = "validation", documents: int | None = None) -> list[Problem]:
+    """The problems of a .jsonl or .parquet file or folder, or of a hub data set as ``hf:name[/config]``.
+
+    A row has the columns ``question`` and ``answer``.
+
+    Args:
+        source: where they are.
+        split: of a hub data set: ``train``, or ``validation`` for its validation or test split.
+        documents: at most so many, the first ones.
+
+    Raises:
+        LTMError: the source is unusable, has no problems or no such split, or a solution ends in no number.
+    """
+    if source == "fables" or (source.startswith("hf:") and ":" in source[3:]):
+        raise LTMError(f"{source}: no GSM8K problems; give a .jsonl or .parquet file, or hf:name/config with no column")
+    corpus = open_corpus(source, split=split, column=f"{{question}}{_SEPARATOR}{{answer}}", documents=documents)
+    if source.startswith("hf:") and split == "validation" and not HubCorpus(source).has_validation:
+        raise LTMError(f"{source}: no validation or test split; give the problems as a file")
+    problems = []
+    for document in corpus.documents():
+        question, separator, solution = document.text.partition(_SEPARATOR)
+        answer = marked_number(solution)
+        if answer is None or not separator or _SEPARATOR in solution:
+            raise LTMError(
+                f"{document.file}, row {document.row}: the answer must end in {MARK} and a number, as in '{MARK} 72'"
+            )
+        problems.append(Problem(question.strip(), solution.strip(), answer))
+    if not problems:
+        raise LTMError(f"{source}: no problems; expected rows with a question and an answer")
+    return problems
+
+
+def prompt_text(question: str, examples: Sequence[Problem] = ()) -> str:
+    r"""What the model continues: ``Question: …\nAnswer: …`` of each example, then the question, blank lines between."""
+    told = [f"Question: {example.question}\nAnswer: {example.solution}\n\n" for example in examples]
+    return f"{''.join(told)}Question: {question}\nAnswer:"
+
+
+def solution_of(text: str) -> str:
+    """A drawn text up to where the model goes on with a question of its own."""
+    return text.partition(_NEXT)[0]
+
+
+def solve(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    *,
+    shots: int = 0,
+    examples: Sequence[Problem] = (),
+    samples: int = 5,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    fast_steps: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Solved]:
+    """Draws ``samples`` answers to each problem, a draw of z ~ q(z | prompt) for each.
+
+    A problem's examples and draws come from the seed and its place alone; with more shots it gets the same examples and
+    more. Examples are dropped from the front until the prompt has at most `LanguageModel.max_length` tokens.
+
+    Args:
+        model: of any kind.
+        tokenizer: the model's.
+        problems: what to solve.
+        shots: worked examples before each problem.
+        examples: where they are taken from; never one with the problem's own question.
+        samples: n.
+        max_tokens: most tokens of an answer.
+        sampling: how tokens are drawn; None is the model's own distribution.
+        fast_steps: T_fast; None takes the configured number.
+        seed: of examples, thoughts and tokens.
+        progress: told after each problem how many are done.
+
+    Raises:
+        LTMError: fewer examples than shots, or a number out of range.
+    """
+    if shots < 0 or samples < 1:
+        raise LTMError(f"shots must be 0 or more and samples 1 or more, got {shots} and {samples}")
+    known = len({example.question for example in examples})
+    if known - 1 < shots and shots:
+        raise LTMError(f"{shots} shots need {shots + 1} different examples or more, got {known}: give more examples")
+    done = []
+    for place, problem in enumerate(problems):
+        # Strings seed Python's generator by their SHA-512, the same everywhere.
+        source = random.Random(f"{seed} {place}")
+        noise = source.getrandbits(32)
+        fitted = _fit(tokenizer, problem, _choose(examples, problem, shots, source), model.max_length)
+        if fitted is None:
+            done.append(Solved(problem, None, ()))
+        else:
+            prompt, number = fitted
+            drawn = model.generate(
+                start=tokenizer.end_of_text,
+                prompt=prompt,
+                num=samples,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                stop=tokenizer.end_of_text,
+                fast_steps=fast_steps,
+                seed=noise,
+            )
+            done.append(Solved(problem, number, tuple(solution_of(tokenizer.decode(tokens)) for tokens in drawn)))
+        if progress is not None:
+            progress(len(done))
+    return done
+
+
+def pass_rates(solved: Sequence[Solved], samples: int, ks: Sequence[int]) -> dict[str, Any]:
+    """The row of a report: counts, and pass@k by each extraction with its standard error over problems.
+
+    A problem that is too long is unsolved.
+
+    Args:
+        solved: one or more problems.
+        samples: n, draws for each.
+        ks: the k of pass@k, each at most n.
+
+    Raises:
+        LTMError: a k out of range.
+    """
+    fitted = [one.fitted for one in solved if one.fitted is not None]
+    row: dict[str, Any] = {
+        "problems": len(solved),
+        "too_long": len(solved) - len(fitted),
+        "fitted_shots": sum(fitted) / len(fitted) if fitted else None,
+        "fewest_fitted_shots": min(fitted, default=None),
+        "draws": sum(len(one.texts) for one in solved),
+        "marked_draws": sum(marked_number(text) is not None for one in solved for text in one.texts),
+    }
+    for extraction in EXTRACTIONS:
+        correct = [one.correct(extraction) for one in solved]
+        rates: dict[str, float | None] = {}
+        for k in ks:
+            mean, error = mean_and_error([pass_at_k(samples, count, k) for count in correct])
+            rates |= {f"pass@{k}": mean, f"pass@{k}_se": error}
+        row[extraction] = rates
+    return row
+
+
+def _choose(examples: Sequence[Problem], problem: Problem, shots: int, source: random.Random) -> list[Problem]:
+    """Different examples, one draw after another, so that more shots begin with the same."""
+    chosen: dict[str, Problem] = {}
+    while len(chosen) < shots:
+        example = examples[source.randrange(len(examples))]
+        if example.question != problem.question:
+            chosen.setdefault(example.question, example)
+    return list(chosen.values())
+
+
+def _fit(
+    tokenizer: Tokenizer, problem: Problem, examples: Sequence[Problem], longest: int
+) -> tuple[list[int], int] | None:
+    """The prompt with as many of the last examples as fit, and how many; None where it does not fit with none."""
+    for first in range(len(examples) + 1):
+        prompt = tokenizer.encode(prompt_text(problem.question, examples[first:]))
+        if len(prompt) <= longest:
+            return prompt, len(examples) - first
+    return None
