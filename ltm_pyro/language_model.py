@@ -137,6 +137,21 @@ class LanguageModel(ABC):
             LTMError: a number is out of range, the prompt is too long, or there is a label and the model has none.
         """
 
+    def features(
+        self, batch: TokenBatch, *, fast_steps: int | None = None, seed: int = 0
+    ) -> Float[Tensor, "batch width"]:
+        """One vector for each sequence, by which sets of texts are compared: the last hidden state at its last token.
+
+        Args:
+            batch: B sequences.
+            fast_steps: T_fast of a model with thoughts; None takes the configured number.
+            seed: of the noise.
+
+        Raises:
+            LTMError: the kind of model has no such vector.
+        """
+        raise LTMError(f"a model of kind {self.kind} has no features of a text: take another model for them")
+
     def choose(self, protocols: Sequence[Protocol] | None) -> tuple[Protocol, ...]:
         """The protocols to compute, in the model's order.
 
@@ -262,6 +277,16 @@ class ThoughtLanguageModel(LanguageModel):
             posterior = self.svi.infer(context, steps=fast_steps, seed=seed, lr=self.fast_lr)
             thoughts[:, told] = posterior.sample(samples)
         return thoughts
+
+    def features(
+        self, batch: TokenBatch, *, fast_steps: int | None = None, seed: int = 0
+    ) -> Float[Tensor, "batch width"]:
+        """The last hidden state at each sequence's last token, under the mean of the thoughts inferred from it."""
+        batch = batch.unlabelled().to(self.device)
+        posterior = self.svi.infer(batch, steps=fast_steps, seed=seed, lr=self.fast_lr)
+        inputs = torch.cat([batch.start[:, None], batch.tokens], dim=1)
+        with torch.no_grad(), autocasting(batch.device, self.svi.autocast):
+            return self.svi.model.decoder.prefill(inputs, batch.lengths + 1, posterior.mean)[0]
 
     def generate(  # noqa: D102
         self,
