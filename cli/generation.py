@@ -110,7 +110,7 @@ def command(
     model = loaded.language_model
     # Found before the long work, so that a mistyped name costs nothing.
     models: dict[str, SecondModel] = {
-        name: _second_model(name, loaded, device, samples, seed) for name in (featurizer, judge) if name
+        name: _second_model(name, loaded, device, samples, seed) for name in {featurizer, judge} - {None} if name
     }
     with notices.status("Preparing the data"):
         documents = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
@@ -160,10 +160,15 @@ def command(
 
 
 def _second_model(name: str, loaded: LoadedRun, device: str, samples: int, seed: int) -> SecondModel:
+    from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation.huggingface import HuggingFaceModel, is_huggingface
     from ltm_pyro.evaluation.second_model import RunModel
     from ltm_pyro.training import load_run
 
+    if name != "self" and not Path(name).exists():
+        raise LTMError(
+            f"there is no model at {name}: give a run directory, a transformers folder (nothing is fetched), or self"
+        )
     if name != "self" and is_huggingface(name):
         return HuggingFaceModel(name, device=loaded.device)
     other = loaded if name == "self" else load_run(name, device=device)
@@ -183,19 +188,19 @@ def _show(out: Any, row: dict[str, Any]) -> None:
     """A table of every statistic beside that of the real texts, and what they were computed on."""
     from rich.table import Table
 
-    unit, number = row["unit"], row["distinct_units"]
+    unit = row["unit"]
     meaning = {
         "tokens_per_text": f"of {row['max_tokens']} at most",
-        "ended": "share that ends by itself",
-        "unique_texts": "different texts, of all",
-        **{f"distinct_{n}": f"different {n}-grams, {number} {unit} a side" for n in (1, 2, 3, 4)},
-        "repetition_4": "4-grams that their text had before",
-        "repeated_units": f"{unit} that are among the 128 before",
-        "entropy": f"nats, of the {unit} within a text",
-        "self_bleu_4": "against the other texts",
-        "mauve": "nearness to the reference, 1 at most",
-        "nats_per_token": "under the second model",
-        "generative_perplexity": "its exponential; repetition lowers it",
+        "ended": "share of texts",
+        "unique_texts": "share of texts",
+        **{f"distinct_{n}": f"share of {n}-grams" for n in (1, 2, 3, 4)},
+        "repetition_4": "share of 4-grams",
+        "repeated_units": f"share of {unit}",
+        "entropy": "nats, in a text",
+        "self_bleu_4": "1: all the same",
+        "mauve": "1: no difference",
+        "nats_per_token": "low if repetitive",
+        "generative_perplexity": "its exponential",
     }
     table = Table(title=f"{row['run']}, step {row['step']}, beside {row['data']}")
     table.add_column(no_wrap=True)
@@ -210,8 +215,9 @@ def _show(out: Any, row: dict[str, Any]) -> None:
     wrote = f"continuing {row['prompt_tokens']} tokens" if row["prompt_tokens"] else "from the prior"
     drawn = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
     cut = "".join(f", {name} {row[key]}" for name, key in (("top-k", "top_k"), ("top-p", "top_p")) if row[key])
+    measured = f"; {unit}, distinct-n of {row['distinct_units']} a side"
     fit = f", T_fast = {row['fast_steps']}" if row["prompt_tokens"] else ""
-    out.print(f"{row['texts']} texts {wrote}, {drawn}{cut}{fit}, seed {row['seed']}", highlight=False)
+    out.print(f"{row['texts']} texts {wrote}, {drawn}{cut}{fit}, seed {row['seed']}{measured}", highlight=False)
     if "mauve" in row:
         about = row["mauve"]
         none = row["reference"]["mauve"] is None
@@ -230,4 +236,4 @@ def _show(out: Any, row: dict[str, Any]) -> None:
 def _cell(value: float | None, spread: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if spread is None else f"{value:.4f} ± {spread:.4f}"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"

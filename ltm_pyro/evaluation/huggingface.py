@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,13 @@ class HuggingFaceModel(SecondModel):
         library = optional_import("transformers", f"{folder}: a model of the transformers library", "transformers")
         self.name = str(folder)
         self.device = torch.device(device)
-        local = {"local_files_only": True}
         try:
-            self.tokenizer = library.AutoTokenizer.from_pretrained(self.name, **local)
-            # No pickle: weights of the old format are refused.
-            self.model = library.AutoModelForCausalLM.from_pretrained(self.name, use_safetensors=True, **local)
+            with _no_bars(library):
+                self.tokenizer = library.AutoTokenizer.from_pretrained(self.name, local_files_only=True)
+                # No pickle: weights of the old format are refused.
+                self.model = library.AutoModelForCausalLM.from_pretrained(
+                    self.name, local_files_only=True, use_safetensors=True
+                )
         except Exception as error:  # the library raises many classes
             raise LTMError(
                 f"{folder}: not a sound causal language model with its tokenizer ({first_line(error)}); "
@@ -98,3 +101,16 @@ class HuggingFaceModel(SecondModel):
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False) if text else []
         return ids
+
+
+@contextmanager
+def _no_bars(library: Any) -> Iterator[None]:
+    """Inside, the library draws no progress bars."""
+    logging = library.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

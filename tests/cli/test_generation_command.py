@@ -57,8 +57,8 @@ def test_mauve_and_self_bleu_join_the_table(cli: Run, trained: Path):
         (["--num", 99], ["99 texts were asked for", "ask for fewer texts"]),
         (["--prompt-tokens", 999], ["longer than 999 tokens", "shorter prompts"]),
         (["--temperature", "-1"], ["temperature must be 0 or more"]),
-        (["--mauve", "missing"], ["no run at missing"]),
-        (["--second-model", "missing"], ["no run at missing"]),
+        (["--mauve", "gpt2-large"], ["no model at gpt2-large", "nothing is fetched"]),
+        (["--second-model", "."], [". is not a run directory"]),
         (["--texts", "missing/texts.jsonl", *FEW], ["cannot write the texts to missing/texts.jsonl", "--texts"]),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_models import FakeModel
 
+from ltm_pyro.baselines import Autoregressive, TransformerShape
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Data, Tokenizer
 from ltm_pyro.errors import LTMError
@@ -73,6 +74,20 @@ def test_features_of_a_run_are_of_the_whole_text_in_any_batch(run: RunModel, svi
     assert not np.allclose(features[0], run.features([TEXTS[0][:-1] + "p"])[0], atol=1e-3)
 
 
+def test_features_of_an_autoregressive_model_are_of_the_whole_text():
+    torch.manual_seed(0)
+    model = Autoregressive(
+        TransformerShape(vocab_size=270, layers=1, hidden=8, heads=2, feed_forward=8, window=16, max_length=16)
+    )
+    tokenizer = Tokenizer.train(["a"], 257)
+    features = RunModel(model, tokenizer, "ar").features(["abc", "", "abcdef"])
+    batch = TokenBatch.from_lists([[*tokenizer.encode("abc"), 9]], tokenizer.end_of_text)
+    with torch.no_grad():
+        hidden = model.network(batch.inputs)[0, -1]
+    np.testing.assert_allclose(features[0], hidden.numpy(), rtol=1e-4, atol=1e-6)
+    assert features.shape == (3, 8)
+
+
 def test_a_kind_of_model_without_features_says_so():
     model = RunModel(FakeModel(), Tokenizer.train(["a"], 257), "fake")
     with pytest.raises(LTMError, match="kind fake has no features"):
@@ -104,8 +119,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_transformers_model_scores_as_its_library_does(folder: Path):
+def test_a_transformers_model_scores_as_its_library_does(folder: Path, capfd: pytest.CaptureFixture[str]):
     model = HuggingFaceModel(folder)
+    assert capfd.readouterr() == ("", "")
     report = model.score([" on a mat", "one dog"], ["the cat", ""], [True, False])
     for i, (text, prompt, end) in enumerate([(" on a mat", "the cat", True), ("one dog", "", False)]):
         context, scored = model.tokenizer.encode(prompt) if prompt else [], model.tokenizer.encode(text) + [0] * end
