@@ -18,6 +18,7 @@ _COMMANDS = {
     "plot": "Draw the curves of runs in one picture.",
     "lm-eval": "Run lm-evaluation-harness on trained models.",
     "gsm8k": "Solve grade-school problems by sampling: pass@k.",
+    "generation": "Compare a trained model's texts with real ones.",
     "info": "Show what a run is, how far it got, and what to do next.",
 }
 

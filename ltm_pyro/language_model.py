@@ -141,6 +141,21 @@ class LanguageModel(ABC):
         """What a report says of the inference that it was asked for: T_fast, where there are thoughts."""
         return {}
 
+    def features(
+        self, batch: TokenBatch, *, fast_steps: int | None = None, seed: int = 0
+    ) -> Float[Tensor, "batch width"]:
+        """One vector for each sequence, by which sets of texts are compared: the last hidden state at its last token.
+
+        Args:
+            batch: B sequences.
+            fast_steps: T_fast of a model with thoughts; None takes the configured number.
+            seed: of the noise.
+
+        Raises:
+            LTMError: the kind of model has no such vector.
+        """
+        raise LTMError(f"a model of kind {self.kind} has no features of a text: take another model for them")
+
     def choose(self, protocols: Sequence[str] | None) -> tuple[Protocol, ...]:
         """The protocols to compute, in the model's order.
 
@@ -269,6 +284,16 @@ class ThoughtLanguageModel(LanguageModel):
             posterior = self.svi.infer(context, steps=fast_steps, seed=seed, lr=self.fast_lr)
             thoughts[:, told] = posterior.sample(samples)
         return thoughts
+
+    def features(
+        self, batch: TokenBatch, *, fast_steps: int | None = None, seed: int = 0
+    ) -> Float[Tensor, "batch width"]:
+        """The last hidden state at each sequence's last token, under the mean of the thoughts inferred from it."""
+        batch = batch.unlabelled().to(self.device)
+        posterior = self.svi.infer(batch, steps=fast_steps, seed=seed, lr=self.fast_lr)
+        inputs = torch.cat([batch.start[:, None], batch.tokens], dim=1)
+        with torch.no_grad(), autocasting(batch.device, self.svi.autocast):
+            return self.svi.model.decoder.prefill(inputs, batch.lengths + 1, posterior.mean)[0]
 
     def generate(  # noqa: D102
         self,

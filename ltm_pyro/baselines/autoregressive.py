@@ -67,6 +67,16 @@ class Autoregressive(Baseline):
         right[batch.scored_index] = torch.cat([*best, targets[:0]]) == targets
         return Prediction(self.token_log_prob(batch).double().sum(-1), right.view(batch.tokens.shape).all(-1))
 
+    @torch.no_grad()
+    def features(
+        self, batch: TokenBatch, *, fast_steps: int | None = None, seed: int = 0
+    ) -> Float[Tensor, "batch width"]:
+        """The last hidden state at each sequence's last token."""
+        batch = batch.to(self.device)
+        inputs = torch.cat([batch.start[:, None], batch.tokens], dim=1)
+        with autocasting(self.device, self.autocast):
+            return self.network.prefill(inputs, batch.lengths + 1, None)[0]
+
     def generate(  # noqa: D102
         self,
         *,

@@ -42,13 +42,14 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PEEK = 1 << 20
 
 
-def optional_import(module: str, purpose: str) -> Any:
-    """A module that not every installation has, or one line that says how to get it."""
+def optional_import(module: str, purpose: str, extra: str | None = None) -> Any:
+    """A module that not every installation has, or one line that says how to get it: by an extra of this package's."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise LTMError(f"{purpose} needs the package {package}: run `pip install {package}`") from error
+        install = f"'ltm-pyro[{extra}]'" if extra else package
+        raise LTMError(f"{purpose} needs the package {package}: run `pip install {install}`") from error
 
 
 def first_line(error: BaseException) -> str:
