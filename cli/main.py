@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "Train a Latent Thought Language Model.",
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
+    "probe": "Ask which layers' thoughts hold what of the text.",
     "info": "Show what a run is, how far it got, and what to do next.",
 }
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 __all__ = ["Purpose", "SequenceGenerator", "fixed_global_stream", "sequence_noise"]
 
-Purpose = Literal["fit", "slow", "sample", "score", "chain"]
-"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, and Markov chains."""
+Purpose = Literal["fit", "slow", "sample", "score", "chain", "prior"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, chains, and prior draws."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 
