@@ -96,7 +96,7 @@ class FittedThoughts:
     def reproduced(
         self, thoughts: Float[Tensor, "row layer slot width"], documents: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
-        """(R,) scored tokens of document ``documents[r]`` that greedy decoding from ``thoughts[r]`` puts in their place.
+        """(R,) tokens of document ``documents[r]`` that greedy decoding from ``thoughts[r]`` puts in their places.
 
         From the token before the document on, the decoder reads its own tokens alone, so that one token too many or too
         few makes nearly all that follow wrong.

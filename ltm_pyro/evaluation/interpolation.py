@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +14,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.fitted import FittedThoughts
 from ltm_pyro.evaluation.protocols import finite, ratio
 
-__all__ = ["PATHS", "Interpolation", "Path", "interpolate", "linear", "spherical"]
-
-Path = Literal["linear", "spherical"]
-PATHS: tuple[Path, ...] = get_args(Path)
+__all__ = ["PATHS", "Interpolation", "interpolate", "linear", "spherical"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +32,7 @@ class Interpolation:
         seed: of the fits.
     """
 
-    path: Path
+    path: str
     t: Float[Tensor, " point"]
     pairs: Int[Tensor, "pair two"]
     nats: Float[Tensor, "point pair two"]
@@ -63,7 +60,7 @@ class Interpolation:
 
 
 def interpolate(
-    fitted: FittedThoughts, *, path: Path = "linear", steps: int = 5, pairs: int | None = None, max_tokens: int = 0
+    fitted: FittedThoughts, *, path: str = "linear", steps: int = 5, pairs: int | None = None, max_tokens: int = 0
 ) -> Interpolation:
     """Goes from each document's posterior mean to that of the next; the last one's next is the first.
 
@@ -78,7 +75,7 @@ def interpolate(
         LTMError: there are fewer than two documents or points, or there is no such path.
     """
     if path not in PATHS:
-        raise LTMError(f"a path is one of {', '.join(PATHS)}, got {path!r}")
+        raise LTMError(f"no path {path!r}: use {' or '.join(PATHS)}")
     if steps < 2 or len(fitted) < 2:
         raise LTMError(
             f"an interpolation needs two documents and two points or more, got {len(fitted)} documents, {steps} points"
@@ -88,11 +85,10 @@ def interpolate(
     first = torch.arange(len(fitted))[:pairs]
     second = (first + 1) % len(fitted)
     a, b = fitted.mean[first], fitted.mean[second]
-    between = linear if path == "linear" else spherical
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
     nats, texts = [], []
     for at in t.tolist():
-        z = between(a, b, at)
+        z = PATHS[path](a, b, at)
         nats.append(torch.stack([-fitted.score(z, documents).log_likelihood for documents in (first, second)], -1))
         texts.append(fitted.write(z, max_tokens) if max_tokens else [])
     chosen = torch.stack([first, second], -1)
@@ -131,3 +127,7 @@ def spherical(a: Float[Tensor, "row *event"], b: Float[Tensor, "row *event"], t:
     arc = torch.isfinite(cosine) & (sine > 1e-6)
     weights = [torch.where(arc, (s * angle).sin() / sine, s)[:, None] for s in (1 - t, t)]
     return (weights[0] * left + weights[1] * right).to(a.dtype).view_as(a)
+
+
+PATHS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {"linear": linear, "spherical": spherical}
+"""Ways from the first of two rows of thoughts, at 0, to the second, at 1."""
