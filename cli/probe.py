@@ -88,8 +88,9 @@ def command(
 
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation import fit_thoughts, probe_layers, validation_data
+    from ltm_pyro.evaluation.facts import facts_of, mentions, read_fable
     from ltm_pyro.evaluation.interpolation import PATHS, interpolate
-    from ltm_pyro.evaluation.swaps import agreement, facts_of, mixed_texts, swap_thoughts
+    from ltm_pyro.evaluation.swaps import agreement, mixed_texts, swap_thoughts
     from ltm_pyro.language_model import ThoughtLanguageModel
     from ltm_pyro.training import load_run
 
@@ -126,14 +127,15 @@ def command(
     if "swap" in chosen:
         with notices.status("Swapping thoughts"):
             row["swap"] = swap_thoughts(fitted).to_dict()
-            documents = facts_of(fitted, decode) if source == "fables" else None
-            if texts or documents is not None:
+            if texts or source == "fables":
                 mixed = mixed_texts(fitted, max_tokens=most)
-                if documents is not None:
-                    row["swap"]["agreement"] = agreement(mixed, documents, decode)
+                for name, read in (("agreement", read_fable), ("mentions", mentions)):
+                    documents = facts_of(fitted, decode, read) if source == "fables" else None
+                    if documents is not None:
+                        row["swap"][name] = agreement(mixed, documents, decode, read)
                 if texts:
                     row["swap"]["texts"] = [
-                        {**text._asdict(), "tokens": len(text.tokens), "text": decode(text.tokens)} for text in mixed
+                        {"a": text.a, "b": text.b, "layers": text.layers, "text": decode(text.tokens)} for text in mixed
                     ]
     if "interpolate" in chosen:
         for path in PATHS:

@@ -30,8 +30,8 @@ def show_probes(out: Console, row: Mapping[str, Any]) -> None:
 
 def _show_layers(out: Console, probe: Mapping[str, Any]) -> None:
     for name, title in (
-        ("first", "Layers 1 … l keep their thoughts, the others get the prior's"),
-        ("single", "One layer keeps its thoughts, the others get the prior's"),
+        ("first", "Thoughts of layers 1 … l"),
+        ("single", "Thoughts of one layer alone"),
     ):
         rows = probe[name]
         free = "free_accuracy" in rows[0]
@@ -43,8 +43,8 @@ def _show_layers(out: Console, probe: Mapping[str, Any]) -> None:
             table.add_row(label, *cells, *([_percent(values, "free_accuracy")] if free else []))
         out.print(table)
     out.print(
-        "nats: reconstruction, its KL left out: no bound. accuracy: most probable token given the text's own\n"
-        "tokens before it. free-running: greedy decoding puts the token in its place. ± one standard error.",
+        "The other layers' thoughts are the prior's. nats: reconstruction, its KL left out: no bound. accuracy: the most\n"
+        "probable token given the text's own before it. free-running: greedy decoding puts the token in its place.",
         highlight=False,
         soft_wrap=True,
     )
@@ -52,44 +52,36 @@ def _show_layers(out: Console, probe: Mapping[str, Any]) -> None:
 
 
 def _show_swap(out: Console, swap: Mapping[str, Any]) -> None:
-    table = Table("thoughts", "nats/token", title="A document's tokens under its own and others' thoughts")
+    table = Table("thoughts", "nats/token", title="A document's tokens under thoughts")
     for name, label in (("own", "its own"), ("swapped", "another's"), ("gap", "difference")):
         table.add_row(label, _number(swap, name))
     out.print(table)
     _show_about(out, swap, f"{swap['documents']} documents")
     if "agreement" in swap:
-        _show_agreement(out, swap["agreement"])
+        _show_agreement(out, swap["agreement"], "by the grammar: whole fables alone")
+        _show_agreement(out, swap["mentions"], "by the words: what a text mentions")
+        out.print(
+            "Texts are written from layers 1 … l of a's thoughts and the other layers of b's. apart: of the facts in\n"
+            "which a and b differ. others: with the documents that are neither.\n",
+            highlight=False,
+            soft_wrap=True,
+        )
     for text in swap.get("texts", ()):
         layers = f"{text['layers']} layers of document {text['a']}, the others of {text['b']}"
         _show_text(out, layers, text["text"])
 
 
-def _show_agreement(out: Console, found: Mapping[str, Any]) -> None:
-    table = Table(
-        "layers of a",
-        "texts read",
-        "agree with a",
-        "with b",
-        "apart: with a",
-        "with b",
-        title="Facts of texts from layers 1 … l of a's thoughts and the others of b's",
-    )
+def _show_agreement(out: Console, found: Mapping[str, Any], how: str) -> None:
+    columns = ("l", "texts", "as a", "as b", "others", "apart: a", "b")
+    table = Table(*columns, title=f"Facts {how} (chance {_share(found['chance'])})")
     for row in found["layers"]:
-        shares = (_share(row[name]) for name in ("a", "b", "a_apart", "b_apart"))
+        shares = (_share(row[name]) for name in ("a", "b", "others", "a_apart", "b_apart"))
         table.add_row(str(row["layers"]), f"{row['read']} of {row['texts']}", *shares)
     out.print(table)
-    out.print(
-        f"Two different documents agree on {_share(found['chance'])} of the facts. apart: of the facts in which a and "
-        "b differ.",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def _show_path(out: Console, path: str, found: Mapping[str, Any]) -> None:
-    table = Table(
-        "t", "nats/token of a", "of b", title=f"{path.capitalize()} from the mean thoughts of a to those of b"
-    )
+    table = Table("t", "nats/token of a", "of b", title=f"{path.capitalize()} from a to b")
     for point in found["points"]:
         table.add_row(f"{point['t']:.2f}", _number(point, "a"), _number(point, "b"))
     out.print(table)

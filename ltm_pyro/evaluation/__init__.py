@@ -1,6 +1,7 @@
 """Evaluation by protocols that say what they leave out."""
 
 from ltm_pyro.evaluation.characters import bits_per_character, characters
+from ltm_pyro.evaluation.facts import facts_of, mentions, read_fable
 from ltm_pyro.evaluation.fitted import FittedThoughts, fit_thoughts
 from ltm_pyro.evaluation.information import Information, information, mutual_information
 from ltm_pyro.evaluation.interpolation import Interpolation, interpolate
@@ -8,7 +9,7 @@ from ltm_pyro.evaluation.prequential import block_log_probs
 from ltm_pyro.evaluation.probes import LayerProbe, probe_layers
 from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
 from ltm_pyro.evaluation.sources import generator_entropy, validation_data
-from ltm_pyro.evaluation.swaps import SwapMatrix, agreement, mixed_texts, read_fable, swap_thoughts
+from ltm_pyro.evaluation.swaps import SwapMatrix, agreement, mixed_texts, swap_thoughts
 
 __all__ = [
     "PROTOCOLS",
@@ -25,10 +26,12 @@ __all__ = [
     "block_log_probs",
     "characters",
     "evaluate",
+    "facts_of",
     "fit_thoughts",
     "generator_entropy",
     "information",
     "interpolate",
+    "mentions",
     "mixed_texts",
     "mutual_information",
     "probe_layers",

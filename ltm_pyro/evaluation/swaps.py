@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -12,15 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ltm_pyro.data.fables import plan_of
 from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation.facts import Facts, read_fable
 from ltm_pyro.evaluation.fitted import FittedThoughts
 from ltm_pyro.evaluation.protocols import finite, ratio
 
-__all__ = ["Facts", "MixedText", "SwapMatrix", "agreement", "facts_of", "mixed_texts", "read_fable", "swap_thoughts"]
-
-Facts = Mapping[str, str]
-"""What a text says, by the name of what is said: for a fable, the values of its plan variables."""
+__all__ = ["MixedText", "SwapMatrix", "agreement", "mixed_texts", "swap_thoughts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,29 +109,6 @@ def mixed_texts(fitted: FittedThoughts, *, max_tokens: int) -> list[MixedText]:
     return [MixedText(i % count, (i + 1) % count, i // count, text) for i, text in enumerate(texts)]
 
 
-def read_fable(text: str) -> Facts | None:
-    """The values of the plan variables that a fable tells; None for a text outside the grammar."""
-    try:
-        return plan_of(text)
-    except LTMError:
-        return None
-
-
-def facts_of(
-    fitted: FittedThoughts, decode: Callable[[Sequence[int]], str], read: Callable[[str], Facts | None] = read_fable
-) -> list[Facts] | None:
-    """What each document says; None where one of them is no whole text that can be read."""
-    batch, found = fitted.batch, []
-    for row, length, start in zip(batch.tokens.tolist(), batch.lengths.tolist(), batch.start.tolist(), strict=True):
-        tokens = row[:length]
-        whole = start == fitted.start and tokens[-1:] == [fitted.start]
-        facts = read(decode(tokens[:-1])) if whole else None
-        if facts is None:
-            return None
-        found.append(facts)
-    return found
-
-
 def agreement(
     texts: Sequence[MixedText],
     documents: Sequence[Facts],
@@ -151,44 +125,54 @@ def agreement(
 
     Returns:
         ``chance``, the share of facts on which two different documents agree, the mean over all pairs; and ``layers``,
-        for each number l of a's layers: ``texts`` and how many of them can be read, ``read``; the share of facts that
-        agree with ``a`` and with ``b``; and, for the facts in which a and b differ, ``a_apart`` and ``b_apart`` in all
-        and by name under ``facts``, each with its ``texts``. A share of nothing is None.
+        for each number l of a's layers: ``texts``; those that say something, ``read``, and the facts that each of them
+        says, ``said``; the shares of these that agree with document ``a``, with ``b`` and with all ``others``; of the
+        facts in which a and b differ, the shares that agree with either, ``a_apart`` and ``b_apart``, and the same for
+        each under ``facts``, with the number of texts that say it. A share of nothing is None.
     """
     chance = [_share(documents[i], documents[j]) for i, j in permutations(range(len(documents)), 2)]
-    found = []
+    said = [(text, read(decode(text.tokens)) or {}) for text in texts]
+    rows = []
     for layers in sorted({text.layers for text in texts}):
-        chosen = [text for text in texts if text.layers == layers]
-        told = [(read(decode(text.tokens)), documents[text.a], documents[text.b]) for text in chosen]
-        known = [(facts, a, b) for facts, a, b in told if facts is not None]
-        apart = [
-            (name, value == a[name], value == b[name])
-            for facts, a, b in known
-            for name, value in facts.items()
-            if name in a and name in b and a[name] != b[name]
+        chosen = [(text, facts) for text, facts in said if text.layers == layers]
+        known = [(text, facts) for text, facts in chosen if facts]
+        others = [
+            _share(facts, document)
+            for text, facts in known
+            for i, document in enumerate(documents)
+            if i not in (text.a, text.b)
         ]
-        names = sorted({name for name, *_ in apart})
-        by_name = {name: [(x, y) for n, x, y in apart if n == name] for name in names}
-        found.append(
-            {
-                "layers": layers,
-                "texts": len(chosen),
-                "read": len(known),
-                "a": _mean([_share(facts, a) for facts, a, _ in known]),
-                "b": _mean([_share(facts, b) for facts, _, b in known]),
-                "a_apart": _mean([float(x) for _, x, _ in apart]),
-                "b_apart": _mean([float(y) for *_, y in apart]),
-                "facts": {
-                    name: {
-                        "a": _mean([float(x) for x, _ in pairs]),
-                        "b": _mean([float(y) for _, y in pairs]),
-                        "texts": len(pairs),
-                    }
-                    for name, pairs in by_name.items()
-                },
-            }
-        )
-    return {"chance": _mean(chance), "layers": found}
+        row = {
+            "layers": layers,
+            "texts": len(chosen),
+            "read": len(known),
+            "said": _mean([len(facts) for _, facts in known]),
+            "a": _mean([_share(facts, documents[text.a]) for text, facts in known]),
+            "b": _mean([_share(facts, documents[text.b]) for text, facts in known]),
+            "others": _mean(others),
+        }
+        rows.append(row | _apart([(facts, documents[text.a], documents[text.b]) for text, facts in known]))
+    return {"chance": _mean(chance), "layers": rows}
+
+
+def _apart(said: Sequence[tuple[Facts, Facts, Facts]]) -> dict[str, Any]:
+    """Shares of the facts that agree with a text's documents a and b where these two differ, in all and by name."""
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    for facts, a, b in said:
+        for name in facts.keys() & a.keys() & b.keys():
+            if a[name] != b[name]:
+                found.setdefault(name, []).append((facts[name] == a[name], facts[name] == b[name]))
+
+    def shares(pairs: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None]:
+        return _mean([x for x, _ in pairs]), _mean([y for _, y in pairs])
+
+    of_a, of_b = shares([pair for pairs in found.values() for pair in pairs])
+    by_name = {name: (*shares(found[name]), len(found[name])) for name in sorted(found)}
+    return {
+        "a_apart": of_a,
+        "b_apart": of_b,
+        "facts": {name: {"a": x, "b": y, "texts": count} for name, (x, y, count) in by_name.items()},
+    }
 
 
 def _share(left: Facts, right: Facts) -> float:
