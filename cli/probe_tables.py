@@ -43,8 +43,8 @@ def _show_layers(out: Console, probe: Mapping[str, Any]) -> None:
             table.add_row(label, *cells, *([_percent(values, "free_accuracy")] if free else []))
         out.print(table)
     out.print(
-        "The other layers' thoughts are the prior's. nats: reconstruction, its KL left out: no bound. accuracy: the most\n"
-        "probable token given the text's own before it. free-running: greedy decoding puts the token in its place.",
+        "The other layers' thoughts are the prior's. nats: reconstruction, its KL left out, no bound. accuracy: the\n"
+        "most probable token given the text's own before it. free-running: greedy decoding puts it in its place.",
         highlight=False,
         soft_wrap=True,
     )
@@ -62,7 +62,9 @@ def _show_swap(out: Console, swap: Mapping[str, Any]) -> None:
         _show_agreement(out, swap["mentions"], "by the words: what a text mentions")
         out.print(
             "Texts are written from layers 1 … l of a's thoughts and the other layers of b's. apart: of the facts in\n"
-            "which a and b differ. others: with the documents that are neither.\n",
+            "which a and b differ. others: with the documents that are neither. Two documents agree on "
+            f"{_share(swap['agreement']['chance'])} of\nall facts and on {_share(swap['mentions']['chance'])} of those "
+            "that they mention.\n",
             highlight=False,
             soft_wrap=True,
         )
@@ -73,7 +75,7 @@ def _show_swap(out: Console, swap: Mapping[str, Any]) -> None:
 
 def _show_agreement(out: Console, found: Mapping[str, Any], how: str) -> None:
     columns = ("l", "texts", "as a", "as b", "others", "apart: a", "b")
-    table = Table(*columns, title=f"Facts {how} (chance {_share(found['chance'])})")
+    table = Table(*columns, title=f"Facts {how}")
     for row in found["layers"]:
         shares = (_share(row[name]) for name in ("a", "b", "others", "a_apart", "b_apart"))
         table.add_row(str(row["layers"]), f"{row['read']} of {row['texts']}", *shares)

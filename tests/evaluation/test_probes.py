@@ -28,11 +28,11 @@ from ltm_pyro.evaluation import (
 from ltm_pyro.evaluation.facts import SPOKEN, facts_of, mentions, read_fable
 from ltm_pyro.evaluation.interpolation import linear, spherical
 from ltm_pyro.evaluation.swaps import MixedText
-from ltm_pyro.guides import LocalNormal
+from ltm_pyro.guides import LocalNormal, SemiAmortized
 from ltm_pyro.infer import FastSlowSVI
 from ltm_pyro.likelihood import TokenSequence
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.priors import GaussianPrior, MarkovPrior, Prior
+from ltm_pyro.priors import PRIORS, GaussianPrior, MarkovPrior, Prior, VampPrior
 
 LAYERS = 3
 
@@ -52,6 +52,8 @@ def model_of(data: Data, *, hears: tuple[int, ...] = (1, 2, 3), prior: type[Prio
         if layer + 1 not in hears:
             nn.init.zeros_(decoder.blocks[layer].cross_attention.out.weight)
     model = LatentThoughtModel(decoder, prior(decoder.thought_shape))
+    if prior is VampPrior:  # refuses guides without an encoder
+        return FastSlowSVI(model, SemiAmortized(model))
     return FastSlowSVI(model, LocalNormal(model, init_log_var=-2.0))
 
 
@@ -60,11 +62,8 @@ def fitted_to(svi: FastSlowSVI, data: SequenceDataset, count: int = 4, **options
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("prior", [GaussianPrior, MarkovPrior])
-def test_all_layers_kept_reconstruct_as_the_protocol_says(
-    data: Data, short: SequenceDataset, samples: int, prior: type[Prior]
-):
-    svi = model_of(data, prior=prior)
+def test_all_layers_kept_reconstruct_as_the_protocol_says(data: Data, short: SequenceDataset, samples: int):
+    svi = model_of(data)
     report = evaluate(svi, short, range(4), samples=samples, fast_steps=3, seed=7)
     fitted = fitted_to(svi, short, samples=samples)
     probe, swap = probe_layers(fitted, free_running=False), swap_thoughts(fitted)
@@ -166,6 +165,16 @@ def test_layers_that_are_not_kept_get_draws_of_the_prior(data: Data, short: Sequ
     assert float((tied - 0.5).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_is_probed(data: Data, short: SequenceDataset, name: str):
+    fitted = fitted_to(model_of(data, prior=PRIORS[name]), short, 2, samples=2, fast_steps=1)
+    probe = probe_layers(fitted, free_running=False)
+    report = evaluate(fitted.svi, short, range(2), samples=2, fast_steps=1, seed=7)
+    torch.testing.assert_close(probe.nats[LAYERS], report.values["reconstruction"], rtol=1e-5, atol=1e-4)
+    alone = fit_thoughts(fitted.svi, short, [1], samples=2, fast_steps=1, seed=7)
+    torch.testing.assert_close(alone.prior_draws[:, 0], fitted.prior_draws[:, 1])
+
+
 def test_the_batch_size_and_the_other_sequences_change_nothing(data: Data, short: SequenceDataset):
     svi = model_of(data)
     one, many = (fitted_to(svi, short, 3, samples=2, batch_size=size) for size in (2, 9))
@@ -176,8 +185,8 @@ def test_the_batch_size_and_the_other_sequences_change_nothing(data: Data, short
     assert torch.equal(left.right, right.right)
     assert torch.equal(left.reproduced, right.reproduced)
     torch.testing.assert_close(swap_thoughts(one).nats, swap_thoughts(many).nats, rtol=1e-5, atol=1e-4)
-    assert mixed_texts(one, max_tokens=9) == mixed_texts(many, max_tokens=9)
-    paths = [interpolate(fitted, path="spherical", max_tokens=6) for fitted in (one, many)]
+    assert mixed_texts(one, max_tokens=5) == mixed_texts(many, max_tokens=5)
+    paths = [interpolate(fitted, path="spherical", steps=3, max_tokens=4) for fitted in (one, many)]
     torch.testing.assert_close(paths[0].nats, paths[1].nats, rtol=1e-5, atol=1e-4)
     assert paths[0].texts == paths[1].texts
 
@@ -258,14 +267,14 @@ def test_a_fable_says_its_plan_and_another_text_nothing():
 
 def test_what_a_fable_mentions_is_in_its_plan_and_most_of_it_is_mentioned():
     told = dict.fromkeys(SPOKEN, 0)
-    for number in range(60):
+    for number in range(30):
         one = fable(number)
         found = mentions(one.text)
         assert found == {name: one.plan[name] for name in found}
         for name in found:
             told[name] += 1
-    assert {name for name, count in told.items() if count < 60} <= {"name", "friend", "weather"}
-    assert min(told.values()) > 30
+    assert {name for name, count in told.items() if count < 30} <= {"name", "friend", "weather"}
+    assert min(told.values()) > 15
 
 
 def test_a_text_mentions_what_it_says_just_once_or_again_and_no_part_of_a_word():
