@@ -26,6 +26,7 @@ from ltm_pyro.infer import ELBOTerms, Posterior
 from ltm_pyro.presets import preset
 from ltm_pyro.priors import MixturePrior
 from ltm_pyro.training import RunDirectory, Trainer
+from ltm_pyro.training.learners import ThoughtLearner
 
 __all__ = ["SETTINGS", "agreement", "infer_labels", "label_probabilities", "main", "told", "train"]
 
@@ -109,7 +110,7 @@ def train(settings: Settings, data: Data, folder: Path) -> Trainer:
     """A trained run in ``folder``, through the same classes as ``ltm-pyro train``."""
     trainer = Trainer(settings, data, RunDirectory.create(folder, settings, data.tokenizer))
     trainer.fit()
-    trainer.model.eval()
+    trainer.learner.modules.eval()
     return trainer
 
 
@@ -136,7 +137,11 @@ def label_probabilities(posterior: Posterior, num: int) -> Float[Tensor, "batch 
 def posteriors(trainer: Trainer, data: SequenceDataset, count: int, batch_size: int = 50) -> Iterator[Posterior]:
     """The posteriors of a data set's first ``count`` sequences, some at a time."""
     for batch in data.batches(range(count), batch_size):
-        yield trainer.svi.infer(batch.to(trainer.device), seed=0)
+        yield _learner(trainer).svi.infer(batch.to(trainer.device), seed=0)
+
+
+def _learner(trainer: Trainer) -> ThoughtLearner:
+    return cast(ThoughtLearner, trainer.learner)
 
 
 def infer_labels(trainer: Trainer, samples: int) -> tuple[Float[Tensor, "document component"], ELBOTerms]:
@@ -157,7 +162,7 @@ def refit_prior(trainer: Trainer, count: int, draws: int = 4, rounds: int = 100)
     """
     from sklearn.cluster import KMeans
 
-    prior = cast(MixturePrior, trainer.model.prior)
+    prior = cast(MixturePrior, _learner(trainer).model.prior)
     thoughts = [posterior.sample(draws).flatten(0, 1) for posterior in posteriors(trainer, trainer.data.train, count)]
     z = torch.cat(thoughts)
     centres = KMeans(len(prior.logits), n_init=10, random_state=0).fit(z.flatten(1).cpu().numpy()).cluster_centers_

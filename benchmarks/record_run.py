@@ -12,6 +12,7 @@ from ltm_pyro.cli.render import draw_samples
 
 from benchmarks.measure import machine
 from ltm_pyro.training import RunDirectory, load_run
+from ltm_pyro.training.curves import draw_curves, read_curves
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / f"{options.name}.md").write_text(_markdown(options.name, result))
-    _plot(RESULTS / f"{options.name}.svg", rows)
+    draw_curves(read_curves([options.run]), RESULTS / f"{options.name}.svg")
     print(f"written to {RESULTS / options.name}.json, .md and .svg")
 
 
@@ -56,7 +57,7 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
 
 def _markdown(name: str, result: dict[str, Any]) -> str:
     lines = [f"# {name}", "", "```bash", result["command"], result["sample_command"], "```", ""]
-    lines += [f"![negative ELBO against the slow step]({name}.svg)", "", "Validation, nats per token:", ""]
+    lines += [f"![losses against the slow step]({name}.svg)", "", "Validation, nats per token:", ""]
     lines += [
         "| step | negative ELBO | ± s.e. | reconstruction (KL left out) | KL |",
         "| --- | --- | --- | --- | --- |",
@@ -70,22 +71,3 @@ def _markdown(name: str, result: dict[str, Any]) -> str:
         lines += [f"{number}. {result['prompt']} {quoted}"]
     about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     return "\n".join([*lines, "", f"Machine: {about}.", ""])
-
-
-def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    train = [row for row in rows if row["split"] == "train"]
-    held = [row for row in rows if row["split"] == "validation"]
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    axes.plot([r["step"] for r in train], [r["loss"] for r in train], lw=1, label="training")
-    axes.plot([r["step"] for r in train], [r["reconstruction"] for r in train], lw=1, label="training, KL left out")
-    errors = [r["elbo_se"] for r in held]
-    axes.errorbar([r["step"] for r in held], [r["elbo"] for r in held], errors, fmt="o", ms=4, label="validation")
-    axes.set(xlabel="slow step", ylabel="negative ELBO, nats per token")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)

@@ -19,8 +19,8 @@ __all__ = ["command"]
     "--protocol",
     "protocols",
     multiple=True,
-    type=click.Choice(["elbo", "reconstruction", "iwae", "prequential"]),
-    help="May be repeated (default: elbo and reconstruction).",
+    type=click.Choice(["elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo"]),
+    help="May be repeated (default: elbo and reconstruction; of a baseline, the one it has).",
 )
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="S", help="Draws of z per sequence."
@@ -73,6 +73,8 @@ def command(
                     with the Pareto k-hat that says if the weights serve
     prequential     thoughts inferred from the tokens before each block score the block: the
                     one number that compares with an autoregressive model's perplexity
+    likelihood      of an autoregressive baseline: exact
+    nelbo           of a masked diffusion baseline: an upper bound, by S draws of the masks
 
     \b
     Examples:
@@ -83,19 +85,17 @@ def command(
     from ltm_pyro.cli.render import console, notices, show_report
 
     from ltm_pyro.evaluation import (
-        PROTOCOLS,
-        VALIDATION,
         bits_per_character,
         characters,
-        evaluate,
         generator_entropy,
         information,
         validation_data,
     )
     from ltm_pyro.training import load_run
 
-    chosen = tuple(p for p in PROTOCOLS if p in (protocols or VALIDATION))
     loaded = load_run(run, device=device)
+    model = loaded.language_model
+    chosen = model.choose(protocols or None)
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
@@ -103,17 +103,16 @@ def command(
     options: dict[str, Any] = {
         "samples": samples,
         "fast_steps": fast_steps,
-        "fast_lr": loaded.fast_lr,
         "batch_size": batch_size,
         "seed": seed,
-        "device": loaded.device,
     }
     with notices.status(f"Scoring {len(indices)} sequences"):
-        report = evaluate(loaded.svi, sequences, indices, protocols=chosen, block_size=block_size, **options)
-    row = {"run": run, "step": loaded.step, "data": source, **report.to_dict()}
+        report = model.evaluate(sequences, indices, protocols=chosen, block_size=block_size, **options)
+    row = {"run": run, "step": loaded.step, "model": model.kind, "data": source, **report.to_dict()}
     row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
     if informed:
         with notices.status("Comparing the posteriors"):
+            options |= {"fast_lr": loaded.fast_lr, "device": loaded.device}
             row |= information(loaded.svi, sequences, indices, **options).to_dict()
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)

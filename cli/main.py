@@ -16,6 +16,7 @@ _COMMANDS = {
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
     "probe": "Ask which layers' thoughts hold what of the text.",
+    "plot": "Draw the curves of runs in one picture.",
     "info": "Show what a run is, how far it got, and what to do next.",
 }
 

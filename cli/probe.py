@@ -101,7 +101,7 @@ def command(
     model = loaded.language_model
     if model.kind != "ltm" or not isinstance(model, ThoughtLanguageModel):
         raise LTMError(
-            f"{run} holds a model of kind {model.kind}, which has no thoughts to probe: give a run of an ltm"
+            f"{run} holds a model of kind {model.kind}, which has no thoughts to probe: train one with --model ltm"
         )
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):

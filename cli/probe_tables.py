@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ltm_pyro.data.files import first_line, optional_import
+from ltm_pyro.data.files import first_line
 from ltm_pyro.errors import LTMError
 
 __all__ = ["plot_layers", "show_probes"]
@@ -109,10 +109,12 @@ def plot_layers(path: Path, probe: Mapping[str, Any]) -> None:
     Raises:
         LTMError: matplotlib is not installed, or the file cannot be written.
     """
-    matplotlib = optional_import("matplotlib", "--plot")
-    matplotlib.use("agg")
-    plt = optional_import("matplotlib.pyplot", "--plot")
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LTMError("--plot needs the package matplotlib: pip install 'ltm-pyro[plot]'") from error
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
     names = {"accuracy": "teacher-forced", "free_accuracy": "free-running"}
     for color, (name, label) in zip(("#4c72b0", "#dd8452"), names.items(), strict=True):
         if name not in probe["first"][0]:
@@ -127,8 +129,6 @@ def plot_layers(path: Path, probe: Mapping[str, Any]) -> None:
         figure.savefig(path)
     except (OSError, ValueError) as error:
         raise LTMError(f"cannot draw {path}: {first_line(error)}; name a .png, .svg or .pdf in a folder") from error
-    finally:
-        plt.close(figure)
 
 
 def _curve(

@@ -17,9 +17,10 @@ from rich.text import Text
 from ltm_pyro.training.trainer import Observer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ltm_pyro.config import Settings
     from ltm_pyro.decoder import Sampling
-    from ltm_pyro.model import LatentThoughtModel
     from ltm_pyro.training import LoadedRun
 
 __all__ = [
@@ -40,11 +41,14 @@ notices = Console(stderr=True, markup=False, emoji=False)
 
 
 def show_settings(settings: Settings) -> None:
-    """Prints every setting, section by section, in the form that --set takes."""
+    """Prints every setting that the model reads, section by section, in the form that --set takes."""
+    unread = () if settings.model.name == "ltm" else ("prior", "guide", "inference")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for section, values in settings.to_dict().items():
+        if section in unread:
+            continue
         text = "  ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
         table.add_row(section, text)
     console.print(table)
@@ -73,9 +77,7 @@ class TrainingDisplay(Observer):
             self._progress = Progress(*columns, console=console)
             self._task = self._progress.add_task("train", total=steps, seen="")
 
-    def show_start(
-        self, path: Path, counts: Mapping[str, Mapping[str, int]], model: LatentThoughtModel, step: int
-    ) -> None:
+    def show_start(self, path: Path, counts: Mapping[str, Mapping[str, int]], model: nn.Module, step: int) -> None:
         """Says what is trained on what, and where it goes."""
         parameters = sum(p.numel() for p in model.parameters())
         for split, count in counts.items():
@@ -99,8 +101,7 @@ class TrainingDisplay(Observer):
 
     def step(self, row: dict[str, Any]) -> None:
         """Moves the bar, or prints a line every few seconds."""
-        loss = row["loss"] if "kl" in row else None
-        seen = f"{_terms(row | {'elbo': loss, 'log_joint': row['loss']})}  {row['tokens_per_s']:,.0f} tokens/s"
+        seen = f"{_training_terms(row)}  {row['tokens_per_s']:,.0f} tokens/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=row["step"], seen=seen)
         elif time.monotonic() - self._last_line > 5 or row["step"] == self.steps:
@@ -124,10 +125,7 @@ def draw_samples(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out."""
-    from ltm_pyro.generate import generate
-
-    drawn = generate(
-        run.svi,
+    drawn = run.language_model.generate(
         start=run.tokenizer.end_of_text,
         prompt=run.tokenizer.encode(prompt),
         num=num,
@@ -135,7 +133,6 @@ def draw_samples(
         sampling=sampling,
         stop=run.tokenizer.end_of_text,
         fast_steps=fast_steps,
-        fast_lr=run.fast_lr,
         label=None if label is None else run.class_index(label),
         seed=seed,
     )
@@ -143,7 +140,7 @@ def draw_samples(
 
 
 def show_samples(run: LoadedRun, *, num: int, max_tokens: int) -> None:
-    """Prints texts from the prior."""
+    """Prints texts that no prompt was given for."""
     show_texts(console, draw_samples(run, num=num, max_tokens=max_tokens), "")
 
 
@@ -165,6 +162,8 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         "prequential": "-log p of each block given the ones before: compares with an AR model's",
         "kl": "information in the thoughts, at most",
         "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
+        "likelihood": "exact -log p(x)",
+        "nelbo": "upper bound on -log p(x)",
     }
     table = Table(
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
@@ -175,8 +174,9 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         table.add_row("generator", f"{row['generator_entropy']:.4f}", "", "exact -log p(x) of the same texts")
     out.print(table)
     blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
+    steps = "" if row["fast_steps"] is None else f"T_fast = {row['fast_steps']}, "
     out.print(
-        f"{row['sequences']} sequences, {row['tokens']} tokens, S = {row['samples']}, T_fast = {row['fast_steps']}, "
+        f"{row['sequences']} sequences, {row['tokens']} tokens, S = {row['samples']}, {steps}"
         f"seed {row['seed']}{blocks}",
         highlight=False,
     )
@@ -220,10 +220,13 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
     out.print(f"steps: {about['step']} of {about['steps']}", highlight=False)
     out.print(f"checkpoints: {', '.join(about['checkpoints']) or 'none yet'}", highlight=False, soft_wrap=True)
     if about["validation"]:
-        table = Table("step", "-ELBO", "± s.e.", "reconstruction", "KL", title="validation, nats/token")
+        columns = {"elbo": "-ELBO", "elbo_se": "± s.e.", "reconstruction": "reconstruction", "kl": "KL"}
+        for name, about_it in _BASELINE_TERMS.items():
+            if name in about["validation"][-1]:
+                columns = {name: about_it, f"{name}_se": "± s.e."}
+        table = Table("step", *columns.values(), title="validation, nats/token")
         for row in about["validation"][-10:]:
-            cells = (row[name] for name in ("elbo", "elbo_se", "reconstruction", "kl"))
-            table.add_row(str(row["step"]), *(_number(value) for value in cells))
+            table.add_row(str(row["step"]), *(_number(row[name]) for name in columns))
         out.print(table)
     out.print("\nNext:\n")
     run = shlex.quote(about["run"])
@@ -234,8 +237,22 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
         out.print(f"    ltm-pyro eval {run} --samples 4", highlight=False, soft_wrap=True)
 
 
+_BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}
+"""What the numbers of models without thoughts are, by the protocols that they come from."""
+
+
+def _training_terms(row: Mapping[str, Any]) -> str:
+    """The terms of a training row; a baseline has a loss and nothing beside it."""
+    if "reconstruction" not in row:
+        return f"loss {row['loss']:.3f} nats/token"
+    return _terms({**row, "elbo": row["loss"] if "kl" in row else None, "log_joint": row["loss"]})
+
+
 def _terms(row: Mapping[str, Any]) -> str:
-    """The terms of a training or validation row; a point estimate has no ELBO and no KL."""
+    """The terms of a row; a point estimate has no ELBO and no KL, a baseline the one number of its protocol."""
+    for name, about in _BASELINE_TERMS.items():
+        if name in row:
+            return f"{about} {row[name]:.3f}{_error(row.get(f'{name}_se'))} nats/token"
     if row["elbo"] is None:
         return f"-log p(x, z) {row['log_joint']:.3f}  reconstruction {row['reconstruction']:.3f} nats/token, no bound"
     return (

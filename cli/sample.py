@@ -75,7 +75,7 @@ def command(
     if as_json:
         about = {"run": run, "step": loaded.step, "prompt": text, "seed": seed, "temperature": temperature}
         about |= {"top_k": top_k, "top_p": top_p, "label": label}
-        about["fast_steps"] = loaded.svi.fast_steps(fast_steps)
+        about |= loaded.language_model.about_inference(fast_steps)
         click.echo(json.dumps(about | {"samples": texts}, ensure_ascii=False))
     else:
         show_texts(console, texts, text)

@@ -19,6 +19,12 @@ __all__ = ["command"]
 
 @click.command()
 @click.option("--preset", metavar="NAME", help="tiny (default), ltm-s, ltm-m, ltm-l, or paper-ltm-s|m|l.")
+@click.option(
+    "--model",
+    metavar="M",
+    help="ltm (default); to compare with: ar, an autoregressive Transformer, or mdlm, masked diffusion, both from the "
+    "same blocks with as many parameters; their options are --set model.OPTION=value.",
+)
 @click.option("--data", metavar="SOURCE", help="fables (default), a file, a folder, or hf:name[/config][:column].")
 @click.option("--validation", metavar="SOURCE", help="Validation text (default: documents held out of --data).")
 @click.option("--tokenizer", metavar="T", help="Path or hub name of a tokenizer (default: train one on the data).")
@@ -51,7 +57,7 @@ def command(
     assignments: tuple[str, ...],
     **flags: Any,
 ) -> None:
-    """Train a Latent Thought Language Model.
+    """Train a Latent Thought Language Model, or a baseline to compare it with.
 
     With no options, the tiny preset is trained on the embedded fables in about two minutes on two cores. Later settings
     win over earlier ones: preset, then --config, then --set, then the other options. Every setting is printed at the
@@ -63,6 +69,7 @@ def command(
         ltm-pyro train --data stories/ --steps 2000 --out runs/stories
         ltm-pyro train --preset ltm-s --data text.jsonl.gz --tokenizer gpt2/
         ltm-pyro train --set decoder.num_thoughts=16 --set inference.init_log_var=-1
+        ltm-pyro train --model ar --data stories/ --out runs/stories-ar
         ltm-pyro train --resume --out runs/stories
     """
     from ltm_pyro.cli.render import notices, show_settings
@@ -77,10 +84,24 @@ def command(
         settings = named(name).updated(overrides)
         place = Path(out) if out else _new_directory(name, settings)
         run = _refuse_what_cannot_be(place, settings)
+    _refuse_options_of_thoughts(settings, flags)
     show_settings(settings)
     with notices.status("Preparing the data"):
         data = _data(settings, run.path / "tokenizer.json" if resume else None)
     _train(run, settings, data, resume)
+
+
+def _refuse_options_of_thoughts(settings: Settings, flags: dict[str, Any]) -> None:
+    """Nothing, where no option was given that the chosen model would not read."""
+    from ltm_pyro.errors import LTMError
+
+    if settings.model.name != "ltm":
+        for flag in ("prior", "guide", "fast_steps"):
+            if flags[flag] is not None:
+                raise LTMError(
+                    f"--{flag.replace('_', '-')} says how thoughts are inferred, and model {settings.model.name!r} has "
+                    "none: leave it out"
+                )
 
 
 def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +122,7 @@ def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str
             raise LTMError(f"--set {assignment!r} is not of the form section.key=value")
         values[address.strip()] = value.strip()
     addresses = {
+        "model": "model.name",
         "data": "data.source",
         "validation": "data.validation",
         "tokenizer": "data.tokenizer",
@@ -128,7 +150,7 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
     run = RunDirectory.open(out)
     before = run.settings
     settings = before.updated(overrides)
-    for section in ("data", "decoder", "prior", "guide"):
+    for section in ("model", "data", "decoder", "prior", "guide"):
         old, new = before.to_dict()[section], settings.to_dict()[section]
         changed = [key for key in new if old.get(key) != new[key]]
         if changed:
@@ -152,7 +174,8 @@ def _data(settings: Settings, tokenizer: Path | None) -> Data:
 
 def _new_directory(preset: str, settings: Settings) -> Path:
     source = Path(settings.data.source).name.split(".")[0].replace(":", "-") or "data"
-    base = Path("runs") / f"{preset}-{source}"
+    kind = "" if settings.model.name == "ltm" else f"-{settings.model.name.split(':')[-1].lower()}"
+    base = Path("runs") / f"{preset}-{source}{kind}"
     number = 1
     while (place := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1
@@ -184,7 +207,7 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
         run.write_settings(settings, data.tokenizer.vocab_size, data.class_names)
     else:
         RunDirectory.create(run.path, settings, data.tokenizer, data.class_names)
-    display.show_start(run.path, data.counts, trainer.model, trainer.step)
+    display.show_start(run.path, data.counts, trainer.learner.modules["model"], trainer.step)
     with display:
         finished = trainer.fit()
     if not finished:
@@ -193,7 +216,8 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
             f"    ltm-pyro train --resume --out {shlex.quote(str(run.path))}\n", soft_wrap=True, highlight=False
         )
         sys.exit(130)
-    console.print("\nTexts of its own, from thoughts drawn from the prior:\n")
+    thoughts = ", from thoughts drawn from the prior" if settings.model.name == "ltm" else ""
+    console.print(f"\nTexts of its own{thoughts}:\n")
     show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)
     console.print("\nNext:\n")
     console.print(f"    ltm-pyro sample {shlex.quote(str(run.path))} --num 3\n", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""From settings to objects: the decoder, and priors and guides by name or ``package.module:Class``."""
+"""From settings to objects: the decoder, and priors, guides and baselines by name or ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast, get_type_hints
 
+import torch
+
+from ltm_pyro.baselines import BASELINES, Baseline, TransformerShape
 from ltm_pyro.config import ComponentSettings, Settings
 from ltm_pyro.decoder.transformer import ThoughtDecoder
 from ltm_pyro.errors import LTMError
@@ -15,7 +18,7 @@ from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
 from ltm_pyro.values import nearest, read_value
 
-__all__ = ["build_guide", "build_model", "check_components", "resolve"]
+__all__ = ["autocast_type", "build_baseline", "build_guide", "build_model", "check_components", "resolve"]
 
 T = TypeVar("T")
 
@@ -57,6 +60,30 @@ def build_guide(settings: Settings, model: LatentThoughtModel) -> Guide:
     return _build("guide", settings.guide, GUIDES, Guide, model, starts)  # type: ignore[type-abstract]
 
 
+def build_baseline(settings: Settings, vocab_size: int) -> Baseline:
+    """The baseline of a run whose ``model`` is not ``ltm``, freshly initialised from torch's global stream.
+
+    Raises:
+        LTMError: it is unknown, or its options are not its own.
+    """
+    chosen = settings.model
+    options = dict(chosen.options)
+    same = options.pop("same_parameters", True)
+    shape = TransformerShape.matching(
+        settings.decoder,
+        vocab_size,
+        settings.data.sequence_length,
+        same_parameters=read_value("model.same_parameters", same, bool),
+    )
+    given = ComponentSettings(chosen.name, options)
+    return _build("model", given, BASELINES, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
+
+
+def autocast_type(settings: Settings) -> torch.dtype | None:
+    """Type of the decoder's products; None for float32."""
+    return torch.bfloat16 if settings.training.dtype == "bfloat16" else None
+
+
 def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -> type[T]:
     """The class that ``name`` means: one of ``known``, or imported as ``package.module:Class``.
 
@@ -85,11 +112,20 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
 
 
 def check_components(settings: Settings) -> None:
-    """Looks the prior and the guide up and checks their options, which takes no data and no time.
+    """Looks the model, or its prior and guide, up and checks the options, which takes no data and no time.
 
     Raises:
         LTMError: one is unknown, an option is not its own, or the prior refuses the guide.
     """
+    if settings.model.name != "ltm":
+        options = {name: value for name, value in settings.model.options.items() if name != "same_parameters"}
+        _look_up("model", ComponentSettings(settings.model.name, options), BASELINES, Baseline)  # type: ignore[type-abstract]
+        return
+    if settings.model.options:
+        raise LTMError(
+            f"model 'ltm' has no option {next(iter(settings.model.options))!r}: its parts are the sections decoder, "
+            "prior and guide"
+        )
     prior, _, _ = _look_up("prior", settings.prior, PRIORS, Prior)  # type: ignore[type-abstract]
     guide, _, _ = _look_up("guide", settings.guide, GUIDES, Guide)  # type: ignore[type-abstract]
     if refusal := prior.refusal(guide):

@@ -111,7 +111,7 @@ class DecoderSettings:
 
 @dataclass(frozen=True)
 class ComponentSettings:
-    """A prior or guide: its name or ``package.module:Class``, and the options that its class takes."""
+    """A model, prior or guide: its name or ``package.module:Class``, and the options that its class takes."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -238,6 +238,7 @@ class Settings:
     """All settings of a run. `ltm_pyro.presets` holds the named ones.
 
     Args:
+        model: ``ltm``, or a baseline: ``ar``, ``mdlm``, ``package.module:Class``.
         data: corpus, tokenizer, sequences.
         decoder: shape of the Transformer.
         prior: p(z).
@@ -246,6 +247,7 @@ class Settings:
         training: the slow steps.
     """
 
+    model: ComponentSettings = field(default_factory=lambda: ComponentSettings("ltm"))
     data: DataSettings = field(default_factory=DataSettings)
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     prior: ComponentSettings = field(default_factory=lambda: ComponentSettings("gaussian"))

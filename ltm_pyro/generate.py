@@ -9,7 +9,7 @@ import pyro
 import torch
 
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder.sampling import Continuation, Sampling, decode
+from ltm_pyro.decoder.sampling import Sampling, decode, token_lists
 from ltm_pyro.errors import LTMError
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -84,9 +84,4 @@ def generate(
         drawn = decode(
             decoder, thoughts, inputs, lengths, max_tokens, sampling=sampling, stop=stop, generator=generator
         )
-    return _lists(drawn)
-
-
-def _lists(drawn: Continuation) -> list[list[int]]:
-    rows = zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)
-    return [tokens[:length] for tokens, length in rows]
+    return token_lists(drawn)

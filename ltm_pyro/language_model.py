@@ -15,7 +15,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.protocols import VALIDATION, Protocol, Report, evaluate
+from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
 from ltm_pyro.generate import generate
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -137,7 +137,11 @@ class LanguageModel(ABC):
             LTMError: a number is out of range, the prompt is too long, or there is a label and the model has none.
         """
 
-    def choose(self, protocols: Sequence[Protocol] | None) -> tuple[Protocol, ...]:
+    def about_inference(self, fast_steps: int | None) -> dict[str, int]:
+        """What a report says of the inference that it was asked for: T_fast, where there are thoughts."""
+        return {}
+
+    def choose(self, protocols: Sequence[str] | None) -> tuple[Protocol, ...]:
         """The protocols to compute, in the model's order.
 
         Raises:
@@ -166,13 +170,16 @@ class ThoughtLanguageModel(LanguageModel):
     """
 
     kind = "ltm"
-    protocols: ClassVar[tuple[Protocol, ...]] = ("elbo", "reconstruction", "iwae", "prequential")
+    protocols = PROTOCOLS
     default_protocols = VALIDATION
     comparable: ClassVar[Protocol] = "prequential"
 
     def __init__(self, svi: FastSlowSVI, fast_lr: float | None = None):
         self.svi = svi
         self.fast_lr = fast_lr
+
+    def about_inference(self, fast_steps: int | None) -> dict[str, int]:  # noqa: D102
+        return {"fast_steps": self.svi.fast_steps(fast_steps)}
 
     @property
     def vocab_size(self) -> int:

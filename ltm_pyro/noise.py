@@ -23,8 +23,9 @@ from torch import Tensor
 
 __all__ = ["Purpose", "SequenceGenerator", "fixed_global_stream", "sequence_noise"]
 
-Purpose = Literal["fit", "slow", "sample", "score", "chain", "prior"]
-"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, chains, and prior draws."""
+Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask", "prior"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks, and
+draws of the prior."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 
@@ -72,11 +73,7 @@ class SequenceGenerator:
 
         The first particles of a draw do not depend on how many are asked for.
         """
-        self.draws += 1
-        per_particle = math.prod(event_shape)
-        index = torch.arange(math.prod(particles) * per_particle, device=self._streams.device)
-        stream = mix64(self._streams + _wrap(self.draws * GOLDEN))
-        bits = mix64(stream[:, None] + index * GOLDEN)
+        bits = self.words(math.prod(particles) * math.prod(event_shape))
         # Box-Muller on the two halves of each word; the half-step offsets keep the logarithm finite.
         radius = (_logical_shift(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
         angle = (bits & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)
@@ -84,6 +81,16 @@ class SequenceGenerator:
         noise = noise.to(torch.get_default_dtype() if dtype is None else dtype)
         batch = self._streams.shape[0]
         return noise.view(batch, *particles, *event_shape).movedim(0, len(particles))
+
+    def words(self, count: int) -> Int[Tensor, "batch count"]:
+        """(B, count) independent uniform 64-bit integers; each call is a new draw.
+
+        The first of a draw do not depend on how many are asked for, so neither on a batch's padding.
+        """
+        self.draws += 1
+        index = torch.arange(count, device=self._streams.device)
+        stream = mix64(self._streams + _wrap(self.draws * GOLDEN))
+        return mix64(stream[:, None] + index * GOLDEN)
 
     def seeds(self) -> list[int]:
         """B numbers that seed other generators: sequence b's is a function of its key and the seed alone."""

@@ -59,7 +59,7 @@ def test_strings_are_read_as_the_settings_type(address: str, text: str, expected
         ("training.stps", 3, "unknown setting training.stps: did you mean 'steps'?"),
         ("training.xyzzy", 3, "unknown setting training.xyzzy: known are steps, batch_size"),
         ("trainin.steps", 3, "unknown section 'trainin' in setting 'trainin.steps': did you mean 'training'?"),
-        ("zzz.steps", 3, "known are data, decoder, prior, guide, inference, training"),
+        ("zzz.steps", 3, "known are model, data, decoder, prior, guide, inference, training"),
         ("steps", 3, "'steps' is not of the form section.key"),
         ("training.", 3, "'training.' is not of the form section.key"),
         ("training.steps", "many", "training.steps must be a whole number, got 'many'"),
@@ -271,7 +271,7 @@ def test_settings_survive_json_and_strings(values: dict[str, Any]):
 
 def test_to_dict_names_every_setting_of_every_section():
     found = Settings().to_dict()
-    assert list(found) == ["data", "decoder", "prior", "guide", "inference", "training"]
+    assert list(found) == ["model", "data", "decoder", "prior", "guide", "inference", "training"]
     for section in ("data", "decoder", "inference", "training"):
         assert found[section] == asdict(getattr(Settings(), section))
     assert found["prior"] == {"name": "gaussian"}

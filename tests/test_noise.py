@@ -147,6 +147,16 @@ def test_seeds_of_a_key_do_not_depend_on_the_others_and_a_fixed_stream_leaves_th
     assert not torch.equal(a, b)
 
 
+def test_words_are_uniform_and_the_first_do_not_depend_on_how_many_are_asked_for():
+    keys = torch.arange(100)
+    words = SequenceGenerator(keys, seed=1, purpose="mask").words(1000)
+    assert torch.equal(words[:, :7], SequenceGenerator(keys, seed=1, purpose="mask").words(7))
+    assert len(words.unique()) == words.numel()  # 64 bits: ranks have no ties
+    # Each bit of 100 000 words: a frequency of 1/2 with a standard error of 0.0016.
+    bits = torch.stack([(words >> bit) & 1 for bit in range(64)]).double().mean((1, 2))
+    assert (bits - 0.5).abs().max() < 4.5 * 0.0016
+
+
 def test_draws_take_the_type_asked_for():
     generator = SequenceGenerator(keys(2), 0)
     assert generator.normal((3,), dtype=torch.float64).dtype == torch.float64

@@ -80,7 +80,7 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """A copy of the model's and guide's weights by name."""
-    state = {**trainer.model.state_dict(), **trainer.guide.state_dict(prefix="guide.")}
+    state = {**trainer.learner.model.state_dict(), **trainer.learner.guide.state_dict(prefix="guide.")}
     return {name: value.clone() for name, value in state.items()}
 
 

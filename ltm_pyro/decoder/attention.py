@@ -26,16 +26,18 @@ def window_mask(
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head self-attention in which a token sees itself and the ``window - 1`` tokens before it.
+    """Multi-head self-attention: causal over a window of tokens, or in both directions.
 
     Args:
         hidden: width H of the residual stream.
         heads: number of heads; head_dim = H / heads.
+        causal: whether a token sees itself and the tokens before it alone.
     """
 
-    def __init__(self, hidden: int, heads: int):
+    def __init__(self, hidden: int, heads: int, *, causal: bool = True):
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
         self.out = nn.Linear(hidden, hidden, bias=False)
 
@@ -43,14 +45,17 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "batch token hidden"],
         rope: Rotation,
-        mask: Bool[Tensor, "query key"] | None,
+        mask: Bool[Tensor, "*rows query key"] | None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch token hidden"]:
-        """Attends over the whole sequence; ``mask`` is `window_mask`'s. Fills ``cache`` where one is given."""
+        """Attends over the whole sequence, to the keys that ``mask`` shows. Fills ``cache`` where one is given.
+
+        ``mask`` is `window_mask`'s or, in both directions, one that hides padding; None shows all that there is to see.
+        """
         q, k, v = self._project(x, rope)
         if cache is not None:
             cache.fill(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
         return self._merge(y)
 
     def step(

@@ -19,12 +19,16 @@ def feed_forward_width(hidden: int) -> int:
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)).
 
+    Args:
+        hidden: width H of the residual stream.
+        width: of the gate; None is `feed_forward_width`.
+
     References: Shazeer (2020), GLU Variants Improve Transformer.
     """
 
-    def __init__(self, hidden: int):
+    def __init__(self, hidden: int, width: int | None = None):
         super().__init__()
-        width = feed_forward_width(hidden)
+        width = feed_forward_width(hidden) if width is None else width
         self.gate_up = nn.Linear(hidden, 2 * width, bias=False)
         self.down = nn.Linear(width, hidden, bias=False)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ltm_pyro.decoder.transformer import ThoughtDecoder
+from ltm_pyro.decoder.cache import DecoderCache
 from ltm_pyro.errors import LTMError
 
-__all__ = ["Continuation", "Sampling", "decode"]
+__all__ = ["CachedNetwork", "Continuation", "Sampling", "decode", "token_lists"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,24 @@ class Continuation:
     lengths: Int[Tensor, " batch"]
 
 
+@runtime_checkable
+class CachedNetwork(Protocol):
+    """A causal network that reads a prompt at once and then token by token (`ThoughtDecoder`, `PlainTransformer`)."""
+
+    def prefill(self, inputs: Tensor, lengths: Tensor, thoughts: Any) -> tuple[Tensor, DecoderCache]:
+        """The hidden state of each prompt's last token, and a cache."""
+
+    def step(self, inputs: Tensor, cache: DecoderCache) -> Tensor:
+        """The hidden state of one more token of each sequence."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the next token."""
+
+
 @torch.no_grad()
 def decode(
-    decoder: ThoughtDecoder,
-    thoughts: Float[Tensor, "batch layer slot width"],
+    decoder: CachedNetwork,
+    thoughts: Float[Tensor, "batch layer slot width"] | None,
     inputs: Int[Tensor, "batch token"],
     lengths: Int[Tensor, " batch"],
     max_tokens: int,
@@ -84,8 +99,8 @@ def decode(
     """Continues each row by up to ``max_tokens`` tokens drawn from p(x_n | z, x_<n).
 
     Args:
-        decoder: the likelihood's network.
-        thoughts: (B, L, n, width), one set per row.
+        decoder: the network.
+        thoughts: (B, L, n, width), one set per row; None for a network that has none.
         inputs: (B, P) what has been read so far, right-padded, the start token first.
         lengths: (B,) real tokens of ``inputs``, at least 1.
         max_tokens: M.
@@ -111,3 +126,9 @@ def decode(
         if n + 1 < max_tokens:
             hidden = decoder.step(token, cache)
     return Continuation(tokens, produced)
+
+
+def token_lists(drawn: Continuation) -> list[list[int]]:
+    """The real tokens of each row."""
+    rows = zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)
+    return [tokens[:length] for tokens, length in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, cast
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from ltm_pyro.decoder.attention import window_mask
 from ltm_pyro.decoder.blocks import Block
 from ltm_pyro.decoder.cache import DecoderCache, LayerCache, Slots
-from ltm_pyro.decoder.rotary import Rotation, rotation
-from ltm_pyro.decoder.token_loss import target_log_prob
+from ltm_pyro.decoder.rotary import rotation
+from ltm_pyro.decoder.tied import TiedTransformer
 
 __all__ = ["Stem", "ThoughtDecoder"]
 
@@ -36,7 +35,7 @@ class Stem(NamedTuple):
         return Stem(self.residual.repeat(*repeats), self.queries.repeat(*repeats, 1))
 
 
-class ThoughtDecoder(nn.Module):
+class ThoughtDecoder(TiedTransformer):
     r"""Pre-norm decoder with windowed self-attention, cross-attention to thoughts, SwiGLU, and tied embeddings.
 
     .. math:: p_\beta(x \mid z) = \prod_n p_\beta(x_n \mid z, x_{<n})
@@ -72,28 +71,18 @@ class ThoughtDecoder(nn.Module):
         max_length: int = 1024,
         rope_base: float = 10_000.0,
     ):
-        super().__init__()
         width = hidden if thought_width is None else thought_width
-        self.vocab_size = vocab_size
+        super().__init__(
+            nn.ModuleList(Block(hidden, heads, width) for _ in range(layers)),
+            vocab_size=vocab_size,
+            hidden=hidden,
+            heads=heads,
+            window=window,
+            max_length=max_length,
+            rope_base=rope_base,
+        )
         self.thought_shape = (layers, thoughts_per_layer, width)
-        self.window = window
-        self.max_length = max_length
-        self.rope_base = rope_base
-        self.head_dim = hidden // heads
-        self.embedding = nn.Embedding(vocab_size, hidden)
-        self.blocks = nn.ModuleList(Block(hidden, heads, width) for _ in range(layers))
-        self.norm = nn.RMSNorm(hidden, eps=1e-5)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """N(0, 0.02²) everywhere, divided by √(2L) on the maps that write into the residual stream."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                nn.init.ones_(parameter)
-                continue
-            writes_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-            scale = 1 / math.sqrt(2 * len(self.blocks)) if writes_residual else 1.0
-            nn.init.normal_(parameter, std=0.02 * scale)
 
     def stem(self, inputs: Int[Tensor, "batch token"]) -> Stem:
         """Embedding, the first layer's self-attention, and its cross-attention queries."""
@@ -106,16 +95,6 @@ class ThoughtDecoder(nn.Module):
         """Final hidden states of whole sequences, given their `stem` and thoughts."""
         positions = torch.arange(stem.residual.shape[1], device=stem.residual.device)
         return self._run(stem, self._memory(thoughts), positions, None)
-
-    def token_log_prob(
-        self, hidden: Float[Tensor, "row hidden"], targets: Int[Tensor, " row"]
-    ) -> Float[Tensor, " row"]:
-        """Log p(target | hidden) row by row; logits are never all held."""
-        return target_log_prob(hidden, self.embedding.weight, targets)
-
-    def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
-        """Unnormalised log-probabilities of the next token under the tied embedding."""
-        return hidden @ self.embedding.weight.T.to(hidden.dtype)
 
     def prefill(
         self,
@@ -142,20 +121,6 @@ class ThoughtDecoder(nn.Module):
         spacing = self.max_length // (layers * per_layer)
         rope = rotation(torch.arange(per_layer, device=thoughts.device) * spacing, self.head_dim, self.rope_base)
         return [self._block(i).cross_attention.memory(thoughts[:, i], rope) for i in range(layers)]
-
-    def _rotation(self, positions: Tensor) -> Rotation:
-        cos, sin = rotation(positions, self.head_dim, self.rope_base)
-        return (cos[:, None], sin[:, None]) if _one_per_sequence(positions) else (cos, sin)
-
-    def _self_attend(
-        self, layer: int, x: Tensor, positions: Tensor, rope: Rotation, mask: Tensor | None, cache: DecoderCache | None
-    ) -> Tensor:
-        block = self._block(layer)
-        y = block.self_norm(x)
-        layer_cache = None if cache is None else cache.layers[layer]
-        if layer_cache is not None and _one_per_sequence(positions):
-            return x + block.self_attention.step(y, rope, layer_cache)
-        return x + block.self_attention(y, rope, mask, layer_cache)  # type: ignore[no-any-return]
 
     def _queries(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
         block = self._block(layer)
@@ -185,8 +150,3 @@ class ThoughtDecoder(nn.Module):
             x = x + block.feed_forward(block.feed_forward_norm(x))
         normed: Tensor = self.norm(x)
         return normed
-
-
-def _one_per_sequence(positions: Tensor) -> bool:
-    """Whether each sequence decodes one token at a position (B, 1) of its own, rather than all share (N,)."""
-    return positions.dim() == 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
-from ltm_pyro.decoder.sampling import Continuation, Sampling, decode
+from ltm_pyro.decoder.sampling import Continuation, Sampling, decode, token_lists
 from ltm_pyro.errors import LTMError
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -119,8 +119,7 @@ class FittedThoughts:
         texts: list[list[int]] = []
         for z in thoughts.split(self.batch_size):
             start = torch.full((len(z),), self.start, device=z.device)
-            found = self._decode(z, start, max_tokens, self.start)
-            texts += [row[:length] for row, length in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)]
+            texts += token_lists(self._decode(z, start, max_tokens, self.start))
         return texts
 
     def _rows(self, documents: Int[Tensor, " row"]) -> TokenBatch:

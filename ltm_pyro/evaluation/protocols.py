@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +21,9 @@ from ltm_pyro.infer.posterior import Posterior
 
 __all__ = ["PROTOCOLS", "Protocol", "Report", "evaluate"]
 
-Protocol = Literal["elbo", "reconstruction", "iwae", "prequential"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+Protocol = Literal["elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo"]
+PROTOCOLS: tuple[Protocol, ...] = ("elbo", "reconstruction", "iwae", "prequential")
+"""The protocols of a model with thoughts; ``likelihood`` and ``nelbo`` are those of the baselines."""
 VALIDATION: tuple[Protocol, ...] = ("elbo", "reconstruction")
 """What one fit and S draws give: the validation of a training, and what `evaluate` computes unless told otherwise."""
 
@@ -42,12 +43,14 @@ class Report:
     - ``prequential`` is :math:`-\sum_b \log \frac{1}{S} \sum_s p(x_b \mid x_{<b}, z_s)` over blocks b, with
       :math:`z_s \sim q(z \mid x_{<b})`: a probability that never saw what it scores, the one number that compares with
       an autoregressive model's.
+    - ``likelihood`` is the exact :math:`-\log p(x)` of an autoregressive model, which has no thoughts.
+    - ``nelbo`` is masked diffusion's negative ELBO, an upper bound on :math:`-\log p(x)`, by S draws of the masks.
 
     Args:
         values: (M,) nats of each sequence by name.
         num_scored: (M,) scored tokens of each.
         samples: S, draws per sequence.
-        fast_steps: T_fast of the fits.
+        fast_steps: T_fast of the fits; None where there are no thoughts to fit.
         seed: of the fits and draws.
         protocols: what was asked for.
         bound: False where q is a point estimate: there is no ELBO, no KL and no ``iwae``, but a ``log_joint``,
@@ -62,7 +65,7 @@ class Report:
     values: Mapping[str, Float[Tensor, " sequence"]]
     num_scored: Int[Tensor, " sequence"]
     samples: int
-    fast_steps: int
+    fast_steps: int | None
     seed: int
     protocols: Sequence[Protocol] = VALIDATION
     bound: bool = True

@@ -10,20 +10,18 @@ from typing import Any
 
 import torch
 
-from ltm_pyro.components import build_guide, build_model
+from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model
 from ltm_pyro.config import Settings
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides.base import Guide
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
-from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.schedules import fast_lr
 
-__all__ = ["LoadedRun", "RunDirectory", "autocast_type", "choose_device", "fast_config", "load_run", "load_weights"]
+__all__ = ["LoadedRun", "RunDirectory", "choose_device", "fast_config", "load_run", "load_weights"]
 
 _FORMAT = 1
 
@@ -159,8 +157,7 @@ class LoadedRun:
     Args:
         settings: of the run.
         tokenizer: of the run.
-        svi: model, guide and fast loop, ready for `FastSlowSVI.infer`.
-        fast_lr: η_fast that training had reached.
+        language_model: the model as one among others: to score, predict and generate with, whatever its kind.
         step: slow steps behind the weights.
         device: where the model is.
         class_names: names of the classes, in the order of their numbers; empty for a run without labels.
@@ -168,16 +165,37 @@ class LoadedRun:
 
     settings: Settings
     tokenizer: Tokenizer
-    svi: FastSlowSVI
-    fast_lr: float
+    language_model: LanguageModel
     step: int
     device: torch.device
     class_names: tuple[str, ...] = ()
 
     @property
-    def language_model(self) -> LanguageModel:
-        """The model as one among others: to score, predict and generate with, whatever its kind."""
-        return ThoughtLanguageModel(self.svi, self.fast_lr)
+    def svi(self) -> FastSlowSVI:
+        """Model, guide and fast loop, ready for `FastSlowSVI.infer`.
+
+        Raises:
+            LTMError: the model has no thoughts to infer.
+        """
+        return self._thoughtful.svi
+
+    @property
+    def fast_lr(self) -> float | None:
+        """η_fast that training had reached.
+
+        Raises:
+            LTMError: the model has no thoughts to infer.
+        """
+        return self._thoughtful.fast_lr
+
+    @property
+    def _thoughtful(self) -> ThoughtLanguageModel:
+        if not isinstance(self.language_model, ThoughtLanguageModel):
+            raise LTMError(
+                f"the run's model is of kind {self.language_model.kind}, which has no thoughts: give a run that was "
+                "trained with --model ltm"
+            )
+        return self.language_model
 
     def class_index(self, name: str) -> int:
         """The number of a class.
@@ -200,23 +218,30 @@ def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
     run = RunDirectory.open(path)
     settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device)
     checkpoint = run.store().latest() if run.path == Path(path) else read_checkpoint(path)
-    model = build_model(settings, tokenizer.vocab_size)
+    language_model = _load(settings, tokenizer.vocab_size, checkpoint, where)
+    return LoadedRun(settings, tokenizer, language_model, checkpoint.step, where, run.class_names)
+
+
+def _load(settings: Settings, vocab_size: int, checkpoint: Checkpoint, device: torch.device) -> LanguageModel:
+    if settings.model.name != "ltm":
+        baseline = build_baseline(settings, vocab_size)
+        load_weights(torch.nn.ModuleDict({"model": baseline}), checkpoint)
+        return baseline.to(device).eval()
+    model = build_model(settings, vocab_size)
     guide = build_guide(settings, model)
-    load_weights(model, guide, checkpoint)
+    load_weights(torch.nn.ModuleDict({"model": model, "guide": guide}), checkpoint)
     svi = FastSlowSVI(
-        model.to(where).eval(), guide.to(where).eval(), fast=fast_config(settings), autocast=autocast_type(settings)
+        model.to(device).eval(), guide.to(device).eval(), fast=fast_config(settings), autocast=autocast_type(settings)
     )
-    lr = fast_lr(settings.inference, settings.training, checkpoint.step)
-    return LoadedRun(settings, tokenizer, svi, lr, checkpoint.step, where, run.class_names)
+    return ThoughtLanguageModel(svi, fast_lr(settings.inference, settings.training, checkpoint.step))
 
 
-def load_weights(model: LatentThoughtModel, guide: Guide, checkpoint: Checkpoint) -> None:
-    """Copies a checkpoint's weights into the model and its guide.
+def load_weights(modules: torch.nn.ModuleDict, checkpoint: Checkpoint) -> None:
+    """Copies a checkpoint's weights into the modules that it was made from.
 
     Raises:
         LTMError: the weights are of another model.
     """
-    modules = torch.nn.ModuleDict({"model": model, "guide": guide})
     try:
         modules.load_state_dict(checkpoint.model)
     except RuntimeError as error:
@@ -235,11 +260,6 @@ def fast_config(settings: Settings) -> FastConfig:
         slow_gradient=inference.slow_gradient,
         tolerance=inference.tolerance,
     )
-
-
-def autocast_type(settings: Settings) -> torch.dtype | None:
-    """Type of the decoder's products; None for float32."""
-    return torch.bfloat16 if settings.training.dtype == "bfloat16" else None
 
 
 def choose_device(name: str) -> torch.device:

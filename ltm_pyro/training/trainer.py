@@ -9,24 +9,21 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltm_pyro.components import build_guide, build_model
-from ltm_pyro.config import Settings, TrainingSettings
+from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation import evaluate
-from ltm_pyro.infer.fast_slow import FastSlowSVI, StepInfo
-from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.noise import mix64
-from ltm_pyro.priors import Prior
 from ltm_pyro.training.checkpoints import Checkpoint
+from ltm_pyro.training.learners import SlowStep, build_learner
 from ltm_pyro.training.metrics import MetricsLog
-from ltm_pyro.training.run import RunDirectory, autocast_type, choose_device, fast_config, load_weights
-from ltm_pyro.training.schedules import fast_lr, kl_weight, slow_lr
+from ltm_pyro.training.optimizer import moments, restore_moments
+from ltm_pyro.training.run import RunDirectory, choose_device, load_weights
+from ltm_pyro.training.schedules import slow_lr
 from ltm_pyro.training.signals import StopRequest
 
-__all__ = ["Observer", "Trainer", "build_optimizer"]
+__all__ = ["Observer", "Trainer"]
 
 
 class Observer:
@@ -43,7 +40,7 @@ class Observer:
 
 
 class Trainer:
-    """Trains the model of a run.
+    """Trains the model of a run, of whatever kind.
 
     The noise and every other draw of slow step k come from (seed, k) alone, so that a resumed run needs no generator's
     state and equals the uninterrupted one bit for bit on the CPU.
@@ -66,24 +63,10 @@ class Trainer:
         self.observer = observer or Observer()
         self.device = choose_device(training.device)
         torch.manual_seed(training.seed)
-        self.model = build_model(settings, data.tokenizer.vocab_size).to(self.device)
-        self.guide = build_guide(settings, self.model).to(self.device)
-        self.model.prior.check_classes(data.class_names)
-        modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
-        _refuse_shared_weights(modules)
-        self.optimizer = build_optimizer(modules, training)
-        if settings.decoder.compile:
-            self.model.decoder.compile()
-        self.svi = FastSlowSVI(
-            self.model,
-            self.guide,
-            fast=fast_config(settings),
-            slow=self.optimizer,
-            clip_norm=training.clip_norm,
-            autocast=autocast_type(settings),
-            free_bits=settings.inference.free_bits,
-            starts=PosteriorTable(run.path / "posteriors") if settings.inference.warm_start else None,
+        self.learner = build_learner(
+            settings, data.tokenizer.vocab_size, data.class_names, self.device, run.path / "posteriors"
         )
+        self.optimizer = self.learner.optimizer
         self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
@@ -91,6 +74,8 @@ class Trainer:
         events = run.path / "tensorboard" if training.tensorboard else None
         self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
         self.step = 0
+        self.tokens = 0  # scored by all steps so far
+        self.flops = 0  # of all steps so far
         # Sums over the steps since the last row of metrics, first as tensors that wait on the device, and since when.
         self._unread: list[dict[str, Tensor]] = []
         self._sums: dict[str, float] = {}
@@ -107,18 +92,19 @@ class Trainer:
                 f"the data have the classes {', '.join(self.data.class_names) or 'none'}, the run was started with "
                 f"{', '.join(self.run.class_names) or 'none'}; resume with the data that it was started with"
             )
-        starts = self.svi.starts
+        starts = self.learner.starts
         if not self.store.paths():
             self.metrics.rewind(-1)
             if starts is not None:
                 starts.clear()
             return
         checkpoint = self.store.latest()
-        load_weights(self.model, self.guide, checkpoint)
-        _restore_moments(self.optimizer, self._names(), checkpoint.optimizer)
+        load_weights(self.learner.modules, checkpoint)
+        restore_moments(self.optimizer, self.learner.modules, checkpoint.optimizer)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self._sums = dict(checkpoint.state["sums"])
         self.step = checkpoint.step
+        self.tokens, self.flops = checkpoint.state["tokens"], checkpoint.state["flops"]
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
             starts.flush()
@@ -138,55 +124,44 @@ class Trainer:
         self._clock = (time.perf_counter(), self._sums.get("tokens", 0.0))
         with StopRequest() as stop:
             while self.step < training.steps and not stop:
-                info = self._take_step()
+                taken = self._take_step()
                 last = self.step == training.steps
                 if last or self.step % training.log_every == 0:
-                    self._log(info)
+                    self._log(taken)
                 paused = time.perf_counter()
                 if last or self.step % training.eval_every == 0:
                     self._validate()
                 if last or stop or self.step % training.checkpoint_every == 0:
-                    self._require_finite(info)
+                    self._require_finite(taken)
                     self._save()
                 # The speed is that of training: what else was done does not count.
                 began, before = self._clock
                 self._clock = (began + time.perf_counter() - paused, before)
         return self.step >= training.steps
 
-    def _take_step(self) -> StepInfo:
+    def _take_step(self) -> SlowStep:
         training = self.settings.training
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
-        batch = self.data.train.batch(next(self.sampler)).to(self.device)
+        batch = self.data.train.batch(next(self.sampler))
+        self.tokens += int(batch.num_scored.sum())
+        self.flops += self.learner.flops(batch)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
-        info = self.svi.step(
-            batch,
-            micro_batch_size=training.micro_batch_size,
-            seed=_step_seed(training.seed, self.step),
-            lr=fast_lr(self.settings.inference, training, self.step),
-            kl_weight=kl_weight(self.settings.inference, self.step),
-        )
+        taken = self.learner.step(batch.to(self.device), at=self.step, seed=_step_seed(training.seed, self.step))
         self.step += 1
-        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.num_scored.sum()}
-        if info.terms is not None:
-            # A point estimate has no KL; what stands in its place is the negative log-prior.
-            name = "kl" if self.guide.has_density else "negative_log_prior"
-            sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
-        if info.guide_loss is not None:
-            sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
-        self._unread.append(sums)
-        return info
+        self._unread.append(taken.sums)
+        return taken
 
-    def _log(self, info: StepInfo) -> None:
-        self._require_finite(info)
+    def _log(self, taken: SlowStep) -> None:
+        self._require_finite(taken)
         sums = self._read_sums()
         tokens = sums.pop("tokens")
         row: dict[str, Any] = {"step": self.step, "split": "train"}
         row |= {name: value / tokens for name, value in sums.items()}
-        row["gradient_norm"] = float(info.gradient_norm)
-        row["slow_lr"] = self.optimizer.param_groups[0]["lr"]
-        row["fast_lr"] = fast_lr(self.settings.inference, self.settings.training, self.step - 1)
+        row["gradient_norm"] = float(taken.gradient_norm)
+        row |= self.learner.rates(self.step - 1)
         row["epoch"] = self.sampler.progress
+        row |= self._spent()
         # The reads above have waited for the device, so the clock covers the work.
         began, before = self._clock
         row["tokens_per_s"] = (tokens - before) / (time.perf_counter() - began)
@@ -203,40 +178,43 @@ class Trainer:
 
     def _validate(self) -> None:
         training = self.settings.training
-        self.model.eval()
-        self.guide.eval()
-        report = evaluate(
-            self.svi,
+        self.learner.modules.eval()
+        report = self.learner.language_model(self.step).evaluate(
             self.data.validation,
             self._validation,
-            fast_lr=fast_lr(self.settings.inference, training, self.step),
             batch_size=training.micro_batch_size or training.batch_size,
             seed=training.seed,
-            device=self.device,
         )
-        self.model.train()
-        self.guide.train()
-        row = {"step": self.step, "split": "validation", **report.to_dict()}
+        self.learner.modules.train()
+        row = {"step": self.step, "split": "validation", **report.to_dict(), **self._spent()}
         self.metrics.append(row)
         self.observer.validation(row)
 
     def _save(self) -> None:
-        modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
+        starts = self.learner.starts
         path = self.store.save(
             Checkpoint(
                 step=self.step,
-                model=modules.state_dict(),
-                optimizer=_moments(self.optimizer, self._names()),
-                state={"sampler": self.sampler.state_dict(), "sums": self._read_sums()},
-                posteriors={} if self.svi.starts is None else self.svi.starts.unwritten(),
+                model=self.learner.modules.state_dict(),
+                optimizer=moments(self.optimizer, self.learner.modules),
+                state={
+                    "sampler": self.sampler.state_dict(),
+                    "sums": self._read_sums(),
+                    "tokens": self.tokens,
+                    "flops": self.flops,
+                },
+                posteriors={} if starts is None else starts.unwritten(),
             )
         )
-        if self.svi.starts is not None:
-            self.svi.starts.flush()
+        if starts is not None:
+            starts.flush()
         self.observer.saved(path)
 
-    def _require_finite(self, info: StepInfo) -> None:
-        if not (math.isfinite(float(info.loss)) and math.isfinite(float(info.gradient_norm))):
+    def _spent(self) -> dict[str, int]:
+        return {"training_tokens": self.tokens, "training_flops": self.flops}
+
+    def _require_finite(self, taken: SlowStep) -> None:
+        if not (math.isfinite(float(taken.loss)) and math.isfinite(float(taken.gradient_norm))):
             saved = self.store.paths()
             where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
             raise LTMError(
@@ -244,63 +222,13 @@ class Trainer:
                 f"inference.fast_lr; {where}"
             )
 
-    def _names(self) -> dict[Tensor, str]:
-        modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
-        return {parameter: name for name, parameter in modules.named_parameters()}
-
-
-def build_optimizer(modules: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: the weights of linear maps, attentions and embeddings.
-
-    Norms and all that is a prior's own, be it a mean or a network, are left as they are.
-    """
-    kinds = {nn.Linear: "weight", nn.Embedding: "weight", nn.MultiheadAttention: "in_proj_weight"}
-    maps = {getattr(m, name) for m in modules.modules() for kind, name in kinds.items() if isinstance(m, kind)}
-    matrices = maps - {p for m in modules.modules() if isinstance(m, Prior) for p in m.parameters()}
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p in matrices], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p not in matrices], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.slow_lr, betas=(settings.beta1, settings.beta2))
-
 
 def _step_seed(seed: int, step: int) -> int:
     # Distinct for every pair below 2**32, and so are the streams that `SequenceGenerator` mixes from it.
     return (seed << 32) + step
 
 
-def _refuse_shared_weights(modules: nn.Module) -> None:
-    names: dict[Tensor, str] = {}
-    for name, parameter in modules.named_parameters(remove_duplicate=False):
-        if parameter in names:
-            raise LTMError(
-                f"the weight {names[parameter]} is also {name}, and a checkpoint keeps each weight once: a guide must "
-                "not hold its model as a module (keep it in a tuple), nor a prior tie its weights"
-            )
-        names[parameter] = name
-
-
 def _global_seed(seed: int, step: int) -> int:
     """A seed below 2**32, which numpy asks for, that depends on both numbers."""
     mixed = mix64(mix64(torch.tensor(seed)) + step)
     return int(mixed) % 2**32
-
-
-def _moments(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    return {
-        f"{names[parameter]}.{moment}": value
-        for parameter, state in optimizer.state.items()
-        for moment, value in state.items()
-    }
-
-
-def _restore_moments(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], moments: dict[str, Tensor]) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            prefix = f"{names[parameter]}."
-            found = {key[len(prefix) :]: value for key, value in moments.items() if key.startswith(prefix)}
-            for moment, value in found.items():
-                # Adam counts its steps on the host.
-                place = value if moment == "step" else value.to(parameter.device)
-                optimizer.state[parameter][moment] = place.clone()

@@ -135,18 +135,18 @@ def test_a_checkpoint_holds_the_decoders_embedding_once_and_comes_back_whole(tmp
     guide = {"guide.name": "amortized", "guide.width": 16, "guide.heads": 2, "training.steps": 3}
     trainer = new_trainer(tmp_path / "run", data, guide)
     trainer.fit()
-    embedding = trainer.model.decoder.embedding
-    assert trainer.guide.embedding is embedding
+    embedding = trainer.learner.model.decoder.embedding
+    assert trainer.learner.guide.embedding is embedding
     stored = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003").model
     assert [n for n, value in stored.items() if value.shape == embedding.weight.shape] == [
         "model.decoder.embedding.weight"
     ]
     run = load_run(tmp_path / "run", device="cpu")
     assert run.svi.guide.embedding is run.svi.model.decoder.embedding
-    trainer.model.eval()
-    trainer.guide.eval()
+    trainer.learner.model.eval()
+    trainer.learner.guide.eval()
     batch = data.validation.batch(range(4))
-    expected, found = trainer.svi.infer(batch, seed=0), run.svi.infer(batch, seed=0)
+    expected, found = trainer.learner.svi.infer(batch, seed=0), run.svi.infer(batch, seed=0)
     assert torch.equal(found.sample(3), expected.sample(3))
     assert torch.equal(found.terms.elbo, expected.terms.elbo)
     assert evaluate(run.svi, data.validation, range(2), fast_steps=9).fast_steps == 0  # none were taken

@@ -82,10 +82,10 @@ def test_neither_an_evaluation_nor_training_calls_it_a_bound(tmp_path: Path):
     for row in train:
         assert row["loss"] == pytest.approx(row["reconstruction"] + row["negative_log_prior"])
 
-    report = evaluate(trainer.svi, data.validation, range(4))
+    report = evaluate(trainer.learner.svi, data.validation, range(4))
     row = report.to_dict()
     assert [row[name] for name in ("elbo", "elbo_se", "kl", "kl_se")] == [None] * 4
-    posterior = trainer.svi.infer(data.validation.batch(range(4)), seed=0)
+    posterior = trainer.learner.svi.infer(data.validation.batch(range(4)), seed=0)
     expected = -posterior.terms.elbo.sum() / posterior.batch.num_scored.sum()
     assert row["log_joint"] == pytest.approx(float(expected), rel=1e-4)
     assert row["log_joint"] == report.mean("log_joint")[0]

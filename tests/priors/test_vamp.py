@@ -135,17 +135,17 @@ def test_a_run_keeps_its_pseudo_inputs_and_draws_the_same_after_loading(tmp_path
     data = tiny_data(tmp_path, layout="documents")
     changes = {"prior.name": "vamp", "guide.name": "amortized", "guide.width": 16, "guide.heads": 2}
     trainer = new_trainer(tmp_path / "run", data, changes | {"training.steps": 3})
-    start = trainer.model.prior.inputs.detach().clone()
+    start = trainer.learner.model.prior.inputs.detach().clone()
     trainer.fit()
     stored = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003")
-    assert torch.equal(stored.model["model.prior.inputs"], trainer.model.prior.inputs)
+    assert torch.equal(stored.model["model.prior.inputs"], trainer.learner.model.prior.inputs)
     assert not torch.equal(stored.model["model.prior.inputs"], start)
     assert "model.prior.inputs.exp_avg" in stored.optimizer
     run = load_run(tmp_path / "run", device="cpu")
     assert not any("embedding" in name or "encoder" in name for name in run.svi.model.prior.state_dict())
-    trainer.guide.eval()
+    trainer.learner.guide.eval()
     draws = []
-    for model in (trainer.model, run.svi.model):
+    for model in (trainer.learner.model, run.svi.model):
         pyro.set_rng_seed(5)
         draws.append(model.sample_prior(4))
     assert torch.equal(*draws)

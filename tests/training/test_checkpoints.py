@@ -329,7 +329,7 @@ def test_a_run_is_loaded_by_its_folder_and_by_a_checkpoint_inside_it(
     trainer.fit()
     newest = load_run(tmp_path / "run", device="cpu")
     assert newest.step == 6
-    assert_same_tensors(newest.svi.model.state_dict(), trainer.model.state_dict())
+    assert_same_tensors(newest.svi.model.state_dict(), trainer.learner.model.state_dict())
     assert newest.fast_lr == pytest.approx(0.34)
     older = load_run(tmp_path / "run" / "checkpoints" / "step-00000002", device="cpu")
     assert older.step == 2

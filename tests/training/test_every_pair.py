@@ -73,14 +73,14 @@ def test_a_pair_trains_comes_back_from_its_checkpoint_and_writes_text(
     assert rows[-1][bound] < rows[0][bound] - 0.5
     # What the prior and the guide have to learn is learned, too.
     after = weights_of(trainer)
-    slow = [n for n, _ in trainer.model.named_parameters() if n.startswith("prior.")]
-    slow += [f"guide.{n}" for n, _ in trainer.guide.named_parameters()]
+    slow = [n for n, _ in trainer.learner.model.named_parameters() if n.startswith("prior.")]
+    slow += [f"guide.{n}" for n, _ in trainer.learner.guide.named_parameters()]
     assert all(not torch.equal(before[n], after[n]) for n in slow)
     assert bool(slow) == (form != "gaussian" or "amortized" in guide)
 
     run = load_run(tmp_path / "run", device="cpu")
-    assert_same_tensors(dict(run.svi.model.state_dict()), dict(trainer.model.state_dict()))
-    assert_same_tensors(dict(run.svi.guide.state_dict()), dict(trainer.guide.state_dict()))
+    assert_same_tensors(dict(run.svi.model.state_dict()), dict(trainer.learner.model.state_dict()))
+    assert_same_tensors(dict(run.svi.guide.state_dict()), dict(trainer.learner.guide.state_dict()))
     report = evaluate(run.svi, data.validation, range(4), samples=100, fast_lr=run.fast_lr)
     if GUIDES[guide].has_density:
         kl, error = report.mean("kl")

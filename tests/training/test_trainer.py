@@ -65,15 +65,15 @@ def test_the_weight_of_the_kl_follows_its_schedule_and_rows_report_the_whole_elb
     tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch
 ):
     trainer = new_trainer(tmp_path / "run", data, QUICK | {"inference.kl_warmup_steps": 3, "inference.free_bits": 2.0})
-    assert trainer.svi.free_bits == 2.0
+    assert trainer.learner.svi.free_bits == 2.0
     weights: list[float] = []
-    step = trainer.svi.step
+    step = trainer.learner.svi.step
 
     def recorded(batch: TokenBatch, *, kl_weight: float, **settings: Any) -> Any:
         weights.append(kl_weight)
         return step(batch, kl_weight=kl_weight, **settings)
 
-    monkeypatch.setattr(trainer.svi, "step", recorded)
+    monkeypatch.setattr(trainer.learner.svi, "step", recorded)
     trainer.fit()
     assert weights == pytest.approx([0, 1 / 3, 2 / 3, 1])
     for row in training_rows(trainer.metrics.rows()):
@@ -157,7 +157,7 @@ def test_bfloat16_trains_and_stays_close_to_float32(tmp_path: Path, data: Data):
     half = new_trainer(tmp_path / "half", data, QUICK | {"training.dtype": "bfloat16"})
     half.fit()
     rows = training_rows(half.metrics.rows())
-    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert all(p.dtype == torch.float32 for p in half.learner.model.parameters())
     # bfloat16 keeps eight bits: 2⁻⁸ = 0.4 % of a logit, and logits are below one here.
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in full], abs=0.02)
     assert [row["loss"] for row in rows] != [row["loss"] for row in full]
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands(
     def poisoned():
         if trainer.step == 4:
             with torch.no_grad():
-                trainer.model.decoder.embedding.weight.fill_(math.nan)
+                trainer.learner.model.decoder.embedding.weight.fill_(math.nan)
         return poison()
 
     trainer._take_step = poisoned
@@ -186,7 +186,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path: Path, data: Data
     def infinite(gradient: torch.Tensor) -> torch.Tensor:
         return gradient * math.inf if trainer.step == 2 else gradient
 
-    trainer.model.decoder.norm.weight.register_hook(infinite)
+    trainer.learner.model.decoder.norm.weight.register_hook(infinite)
     with pytest.raises(LTMError, match=r"gradient is not finite at step 3.*step-00000002, stands"):
         trainer.fit()
     assert all(bool(v.isfinite().all()) for v in trainer.store.latest().model.values())

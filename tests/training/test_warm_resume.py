@@ -30,7 +30,7 @@ def stored(trainer: Trainer, data: Data) -> dict[str, torch.Tensor]:
     batch = data.train.batch(range(len(data.train)))
     table = PosteriorTable(trainer.run.path / "posteriors")
     assert len(table) == len(set(batch.keys.tolist()))
-    return table.start(batch.keys, trainer.guide.init_local(batch))
+    return table.start(batch.keys, trainer.learner.guide.init_local(batch))
 
 
 def assert_same_run(trainer: Trainer, whole: Trainer, data: Data) -> None:
@@ -137,13 +137,13 @@ def test_a_run_whose_table_was_deleted_goes_on_with_the_rows_of_its_checkpoint(t
     for path in (tmp_path / "run" / "posteriors").iterdir():
         path.unlink()
     second = reopened(tmp_path / "run", data)
-    assert len(second.svi.starts) == len(read_checkpoint(second.store.paths()[0]).posteriors["keys"])
+    assert len(second.learner.svi.starts) == len(read_checkpoint(second.store.paths()[0]).posteriors["keys"])
     assert second.fit()
 
 
 def test_a_run_that_starts_over_forgets_its_table(tmp_path: Path, data: Data):
     first = new_trainer(tmp_path / "run", data, WARM, observer=Crash(1))
     crash(first)
-    first.svi.starts.flush()
+    first.learner.svi.starts.flush()
     assert len(PosteriorTable(tmp_path / "run" / "posteriors")) == 12
-    assert len(reopened(tmp_path / "run", data).svi.starts) == 0
+    assert len(reopened(tmp_path / "run", data).learner.svi.starts) == 0

@@ -1,0 +1,90 @@
+"""TiedTransformer: what every network of this library shares - embedding, self-attention, vocabulary product."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ltm_pyro.decoder.attention import SelfAttention
+from ltm_pyro.decoder.cache import DecoderCache
+from ltm_pyro.decoder.rotary import Rotation, rotation
+from ltm_pyro.decoder.token_loss import target_log_prob
+
+__all__ = ["TiedTransformer", "one_per_sequence"]
+
+
+class TiedTransformer(nn.Module):
+    """Pre-norm blocks with rotary positions under one embedding for input and output.
+
+    Args:
+        blocks: the layers; each has ``self_norm`` and ``self_attention``.
+        vocab_size: V.
+        hidden: H.
+        heads: attention heads.
+        window: tokens that self-attention sees, the token itself included.
+        max_length: training length.
+        rope_base: θ of RoPE.
+    """
+
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        *,
+        vocab_size: int,
+        hidden: int,
+        heads: int,
+        window: int,
+        max_length: int,
+        rope_base: float,
+    ):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.window = window
+        self.max_length = max_length
+        self.rope_base = rope_base
+        self.head_dim = hidden // heads
+        self.embedding = nn.Embedding(vocab_size, hidden)
+        self.blocks = blocks
+        self.norm = nn.RMSNorm(hidden, eps=1e-5)
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02²) everywhere, divided by √(2L) on the maps that write into the residual stream."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                nn.init.ones_(parameter)
+                continue
+            writes_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+            scale = 1 / math.sqrt(2 * len(self.blocks)) if writes_residual else 1.0
+            nn.init.normal_(parameter, std=0.02 * scale)
+
+    def token_log_prob(
+        self, hidden: Float[Tensor, "row hidden"], targets: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """Log p(target | hidden) row by row; logits are never all held."""
+        return target_log_prob(hidden, self.embedding.weight, targets)
+
+    def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
+        """Unnormalised log-probabilities of the next token under the tied embedding."""
+        return hidden @ self.embedding.weight.T.to(hidden.dtype)
+
+    def _rotation(self, positions: Tensor) -> Rotation:
+        cos, sin = rotation(positions, self.head_dim, self.rope_base)
+        return (cos[:, None], sin[:, None]) if one_per_sequence(positions) else (cos, sin)
+
+    def _self_attend(
+        self, layer: int, x: Tensor, positions: Tensor, rope: Rotation, mask: Tensor | None, cache: DecoderCache | None
+    ) -> Tensor:
+        block = self.blocks[layer]
+        attention: SelfAttention = block.self_attention  # type: ignore[assignment]
+        y: Tensor = block.self_norm(x)  # type: ignore[operator]
+        layer_cache = None if cache is None else cache.layers[layer]
+        if layer_cache is not None and one_per_sequence(positions):
+            return x + attention.step(y, rope, layer_cache)
+        return x + attention(y, rope, mask, layer_cache)  # type: ignore[no-any-return]
+
+
+def one_per_sequence(positions: Tensor) -> bool:
+    """Whether each sequence decodes one token at a position (B, 1) of its own, rather than all share (N,)."""
+    return positions.dim() == 2

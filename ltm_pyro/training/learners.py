@@ -1,0 +1,205 @@
+"""Learners: how a kind of model takes one slow step. The trainer around them is the same for every kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ltm_pyro.baselines import Baseline
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model
+from ltm_pyro.config import Settings
+from ltm_pyro.errors import LTMError
+from ltm_pyro.flops import DecoderSize, slow_step_flops
+from ltm_pyro.infer.fast_slow import FastSlowSVI
+from ltm_pyro.infer.warm_start import PosteriorTable
+from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
+from ltm_pyro.training.optimizer import build_optimizer, refuse_shared_weights
+from ltm_pyro.training.run import fast_config
+from ltm_pyro.training.schedules import fast_lr, kl_weight
+
+__all__ = ["BaselineLearner", "Learner", "SlowStep", "ThoughtLearner", "build_learner"]
+
+
+class SlowStep(NamedTuple):
+    """What one slow step saw; tensors stay on the device.
+
+    ``sums`` are nats of the whole batch by name, ``loss`` among them, and its scored ``tokens``; ``gradient_norm`` is
+    before clipping.
+    """
+
+    sums: dict[str, Tensor]
+    gradient_norm: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Nats per scored token."""
+        return self.sums["loss"] / self.sums["tokens"]
+
+
+class Learner(ABC):
+    """A model with its slow optimiser.
+
+    Attributes: ``modules`` are what a checkpoint keeps, under the names that it has there; ``optimizer`` moves them;
+    ``starts`` are posteriors that outlive a step, None where there are none.
+    """
+
+    modules: nn.ModuleDict
+    optimizer: torch.optim.AdamW
+    starts: PosteriorTable | None = None
+
+    @abstractmethod
+    def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:
+        """Takes slow step ``at`` (0, 1, …) on a batch, with the noise of ``seed``."""
+
+    @abstractmethod
+    def language_model(self, at: int) -> LanguageModel:
+        """The model as it is now, its settings those of step ``at``."""
+
+    @abstractmethod
+    def flops(self, batch: TokenBatch) -> int:
+        """Floating point operations of `step` on a batch, by `ltm_pyro.flops`, from its sizes alone."""
+
+    def rates(self, at: int) -> dict[str, float]:
+        """The learning rates at step ``at``, by the names of metrics.jsonl."""
+        return {"slow_lr": self.optimizer.param_groups[0]["lr"]}
+
+
+class ThoughtLearner(Learner):
+    """A Latent Thought Language Model, by fast and slow steps.
+
+    Args:
+        settings: of the run.
+        vocab_size: V.
+        device: where the weights go.
+        posteriors: folder of a warm start's table.
+    """
+
+    def __init__(self, settings: Settings, vocab_size: int, device: torch.device, posteriors: Path):
+        training, inference = settings.training, settings.inference
+        self.settings = settings
+        self.model = build_model(settings, vocab_size).to(device)
+        self.guide = build_guide(settings, self.model).to(device)
+        self.modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
+        refuse_shared_weights(self.modules)
+        self.optimizer = build_optimizer(self.modules, training)
+        if settings.decoder.compile:
+            self.model.decoder.compile()
+        self.starts = PosteriorTable(posteriors) if inference.warm_start else None
+        self.svi = FastSlowSVI(
+            self.model,
+            self.guide,
+            fast=fast_config(settings),
+            slow=self.optimizer,
+            clip_norm=training.clip_norm,
+            autocast=autocast_type(settings),
+            free_bits=inference.free_bits,
+            starts=self.starts,
+        )
+
+    def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
+        info = self.svi.step(
+            batch,
+            micro_batch_size=self.settings.training.micro_batch_size,
+            seed=seed,
+            lr=fast_lr(self.settings.inference, self.settings.training, at),
+            kl_weight=kl_weight(self.settings.inference, at),
+        )
+        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.num_scored.sum()}
+        if info.terms is not None:
+            # A point estimate has no KL; what stands in its place is the negative log-prior.
+            name = "kl" if self.guide.has_density else "negative_log_prior"
+            sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
+        if info.guide_loss is not None:
+            sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
+        return SlowStep(sums, info.gradient_norm)
+
+    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
+        return slow_step_flops(
+            DecoderSize.of(self.model.decoder),
+            len(batch),
+            batch.tokens.shape[1],
+            int(batch.num_scored.sum()),
+            fast_steps=self.svi.fast_steps(),
+            slow_gradient=self.svi.fast.slow_gradient,
+        )
+
+    def language_model(self, at: int) -> LanguageModel:  # noqa: D102
+        return ThoughtLanguageModel(self.svi, fast_lr(self.settings.inference, self.settings.training, at))
+
+    def rates(self, at: int) -> dict[str, float]:  # noqa: D102
+        return super().rates(at) | {"fast_lr": fast_lr(self.settings.inference, self.settings.training, at)}
+
+
+class BaselineLearner(Learner):
+    """A model without thoughts, by gradient descent on its `Baseline.sequence_loss`, per scored token.
+
+    Args:
+        settings: of the run.
+        vocab_size: V.
+        device: where the weights go.
+    """
+
+    def __init__(self, settings: Settings, vocab_size: int, device: torch.device):
+        self.settings = settings
+        self.model: Baseline = build_baseline(settings, vocab_size).to(device)
+        self.modules = nn.ModuleDict({"model": self.model})
+        refuse_shared_weights(self.modules)
+        self.optimizer = build_optimizer(self.modules, settings.training)
+        if settings.decoder.compile:
+            self.model.network.compile()
+
+    def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
+        training = self.settings.training
+        size = training.micro_batch_size or len(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = batch.num_scored.sum().clamp(min=1)
+        losses = []
+        for start in range(0, len(batch), size):
+            part = batch if size >= len(batch) else batch[slice(start, start + size)]
+            loss = self.model.sequence_loss(part, seed=seed).sum()
+            (loss / total).backward()
+            losses.append(loss.detach())
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if training.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, training.clip_norm, norm)
+        self.optimizer.step()
+        return SlowStep({"tokens": total, "loss": torch.stack(losses).sum()}, norm)
+
+    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
+        return self.model.step_flops(batch)
+
+    def language_model(self, at: int) -> LanguageModel:  # noqa: D102
+        return self.model
+
+
+def build_learner(
+    settings: Settings, vocab_size: int, class_names: tuple[str, ...], device: torch.device, posteriors: Path
+) -> Learner:
+    """The learner of a run, its weights fresh from torch's global stream.
+
+    Args:
+        settings: of the run.
+        vocab_size: V.
+        class_names: the data's classes.
+        device: where the weights go.
+        posteriors: folder of a warm start's table.
+
+    Raises:
+        LTMError: settings that do not fit each other or the data.
+    """
+    if settings.model.name != "ltm":
+        if class_names:
+            raise LTMError(
+                f"data.label_column is set, but model {settings.model.name!r} reads no labels: leave it out, or take "
+                "--model ltm with a prior that does"
+            )
+        return BaselineLearner(settings, vocab_size, device)
+    learner = ThoughtLearner(settings, vocab_size, device, posteriors)
+    learner.model.prior.check_classes(class_names)
+    return learner
