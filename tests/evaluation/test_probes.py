@@ -28,7 +28,7 @@ from ltm_pyro.evaluation import (
 from ltm_pyro.evaluation.facts import SPOKEN, facts_of, mentions, read_fable
 from ltm_pyro.evaluation.interpolation import linear, spherical
 from ltm_pyro.evaluation.swaps import MixedText
-from ltm_pyro.guides import LocalNormal, SemiAmortized
+from ltm_pyro.guides import LocalDelta, LocalNormal, SemiAmortized
 from ltm_pyro.infer import FastSlowSVI
 from ltm_pyro.likelihood import TokenSequence
 from ltm_pyro.model import LatentThoughtModel
@@ -73,6 +73,15 @@ def test_all_layers_kept_reconstruct_as_the_protocol_says(data: Data, short: Seq
     row = probe.to_dict()["first"][LAYERS]
     assert (row["nats"], row["nats_se"]) == pytest.approx((value, error), rel=1e-5)
     assert (swap.to_dict()["own"], swap.to_dict()["own_se"]) == pytest.approx((value, error), rel=1e-5)
+
+
+def test_a_point_estimate_in_half_precision_is_scored_as_the_protocol_does(data: Data, short: SequenceDataset):
+    model = model_of(data).model
+    svi = FastSlowSVI(model, LocalDelta(model), autocast=torch.bfloat16)
+    report = evaluate(svi, short, range(3), fast_steps=2, seed=7)
+    probe = probe_layers(fitted_to(svi, short, 3, fast_steps=2), free_running=False)
+    # bfloat16 has eight bits, and sums of tokens may be taken in another order.
+    torch.testing.assert_close(probe.nats[LAYERS], report.values["reconstruction"], rtol=2e-2, atol=0)
 
 
 def test_rows_keep_the_first_layers_then_one_alone(data: Data, short: SequenceDataset):
