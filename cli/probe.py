@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+
+if TYPE_CHECKING:
+    from ltm_pyro.evaluation import FittedThoughts
 
 __all__ = ["command"]
 
@@ -88,9 +92,7 @@ def command(
 
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation import fit_thoughts, probe_layers, validation_data
-    from ltm_pyro.evaluation.facts import facts_of, mentions, read_fable
     from ltm_pyro.evaluation.interpolation import PATHS, interpolate
-    from ltm_pyro.evaluation.swaps import agreement, mixed_texts, swap_thoughts
     from ltm_pyro.language_model import ThoughtLanguageModel
     from ltm_pyro.training import load_run
 
@@ -126,17 +128,7 @@ def command(
             row["layers"] = probe_layers(fitted, free_running=not no_free).to_dict()
     if "swap" in chosen:
         with notices.status("Swapping thoughts"):
-            row["swap"] = swap_thoughts(fitted).to_dict()
-            if texts or source == "fables":
-                mixed = mixed_texts(fitted, max_tokens=most)
-                for name, read in (("agreement", read_fable), ("mentions", mentions)):
-                    documents = facts_of(fitted, decode, read) if source == "fables" else None
-                    if documents is not None:
-                        row["swap"][name] = agreement(mixed, documents, decode, read)
-                if texts:
-                    row["swap"]["texts"] = [
-                        {"a": text.a, "b": text.b, "layers": text.layers, "text": decode(text.tokens)} for text in mixed
-                    ]
+            row["swap"] = _swap(fitted, decode, source == "fables", texts, most)
     if "interpolate" in chosen:
         for path in PATHS:
             with notices.status(f"Interpolating ({path})"):
@@ -150,3 +142,22 @@ def command(
         click.echo(json.dumps(row, ensure_ascii=False))
     else:
         show_probes(console, row)
+
+
+def _swap(
+    fitted: FittedThoughts, decode: Callable[[Sequence[int]], str], fables: bool, texts: bool, max_tokens: int
+) -> dict[str, Any]:
+    """The swap matrix; of the fables the facts of mixed texts, by both readings; and the texts if asked for."""
+    from ltm_pyro.evaluation import agreement, facts_of, mentions, mixed_texts, read_fable, swap_thoughts
+
+    row = swap_thoughts(fitted).to_dict()
+    if not texts and not fables:
+        return row
+    mixed = mixed_texts(fitted, max_tokens=max_tokens)
+    plans = facts_of(fitted, decode) if fables else None
+    if plans is not None:  # the documents are whole
+        row["agreement"] = agreement(mixed, plans, decode, read_fable)
+        row["mentions"] = agreement(mixed, facts_of(fitted, decode, mentions) or [], decode, mentions)
+    if texts:
+        row["texts"] = [{"a": t.a, "b": t.b, "layers": t.layers, "text": decode(t.tokens)} for t in mixed]
+    return row
