@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "Train a Latent Thought Language Model.",
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
+    "probe": "Ask which layers' thoughts hold what of the text.",
     "plot": "Draw the curves of runs in one picture.",
     "lm-eval": "Run lm-evaluation-harness on trained models.",
     "gsm8k": "Solve grade-school problems by sampling: pass@k.",

@@ -23,8 +23,9 @@ from torch import Tensor
 
 __all__ = ["Purpose", "SequenceGenerator", "fixed_global_stream", "sequence_noise"]
 
-Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask"]
-"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks."""
+Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask", "prior"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks, and
+draws of the prior."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 

@@ -79,7 +79,7 @@ class Report:
             LTMError: a point estimate has none of it, or it was not asked for.
         """
         if name in self.values:
-            return _ratio(self.values[name], self.num_scored)
+            return ratio(self.values[name], self.num_scored)
         found = " and ".join(self.values)
         if not self.bound and name in ("elbo", "kl", "iwae"):
             raise LTMError(f"a point estimate has no {name}: it reports {found}, and bounds nothing")
@@ -95,10 +95,10 @@ class Report:
         beside = [*(["kl"] if set(self.protocols) & set(VALIDATION) else []), *(["log_joint"] * (not self.bound))]
         for name in (*self.protocols, *beside):
             value, error = self.mean(name) if name in self.values else (None, None)
-            row |= {name: value, f"{name}_se": _finite(error)}
+            row |= {name: value, f"{name}_se": finite(error)}
         if "iwae" in self.protocols:
             k_hat = self.k_hat if self.samples >= _K_HAT_DRAWS else None
-            row["k_hat_median"] = None if k_hat is None else _finite(float(k_hat.median()))
+            row["k_hat_median"] = None if k_hat is None else finite(float(k_hat.median()))
             row["k_hat_above_0.7"] = None if k_hat is None else float((k_hat > 0.7).double().mean())
         if "prequential" in self.protocols:
             row["block_size"] = self.block_size
@@ -231,15 +231,15 @@ def _unlabelled(data: SequenceDataset, indices: Sequence[int], size: int) -> Ite
     return (batch.unlabelled() for batch in data.batches(indices, size))
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     """JSON has neither NaN nor infinity."""
     return None if value is None or not math.isfinite(value) else value
 
 
-def _ratio(values: Float[Tensor, " sequence"], counts: Int[Tensor, " sequence"]) -> tuple[float, float]:
+def ratio(values: Float[Tensor, " sequence"], counts: Int[Tensor, " sequence"]) -> tuple[float, float]:
     """Σ values / Σ counts, and the ratio estimator's standard error over sequences (Cochran 1977, section 6.4)."""
-    ratio = values.sum() / counts.sum()
-    residuals = values - ratio * counts
+    value = values.sum() / counts.sum()
+    residuals = values - value * counts
     n = len(values)
     variance = residuals.square().sum() / max(n - 1, 1) * n / counts.sum() ** 2
-    return float(ratio), float(variance.sqrt()) if n > 1 else float("nan")
+    return float(value), float(variance.sqrt()) if n > 1 else float("nan")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyro
 import torch
@@ -78,9 +78,11 @@ class Posterior:
         """``num`` draws of every latent site by name, each (num, B, …)."""
         return self._draw(num, SequenceGenerator(self.batch.keys, self.seed, "sample"))
 
-    def sample(self, num: int = 1) -> Float[Tensor, "num batch layer slot width"]:
-        """``num`` draws of the thoughts z ~ q(z | x)."""
-        generator = SequenceGenerator(self.batch.keys, self.seed, "sample")
+    def sample(
+        self, num: int = 1, *, purpose: Literal["sample", "score"] = "sample"
+    ) -> Float[Tensor, "num batch layer slot width"]:
+        """``num`` draws of the thoughts z ~ q(z | x); those of the purpose ``score`` are the ones of `elbo_terms`."""
+        generator = SequenceGenerator(self.batch.keys, self.seed, purpose)
         values = self._draw(num, generator)
         with torch.no_grad():
             return draw_thoughts(self.model, self.batch, values, generator)

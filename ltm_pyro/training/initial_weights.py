@@ -59,7 +59,7 @@ def load_initial_weights(modules: nn.ModuleDict, settings: Settings, tokenizer: 
         shapes = [str(tuple(state[name].shape)) if name in state else "missing" for state in (there, new)]
         raise LTMError(
             f"training.init_from={source}: the weight {name} is {shapes[0]} in that run and {shapes[1]} in the new "
-            "one; give the new one the model, prior, guide and their options of that run (see them with `ltm-pyro info`)"
+            "one; give the new one the model, prior and guide of that run, options too (see `ltm-pyro info`)"
         )
     modules.load_state_dict(there)
 

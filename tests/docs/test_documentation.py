@@ -237,7 +237,10 @@ def test_weight_decay_spares_the_priors_as_their_pages_say(name: str):
     assert [p.shape for group in decayed for p in group["params"]] == [(2, 2)]
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "eval", "generation", "gsm8k", "plot", "info"])
+NAMES = ["train", "sample", "eval", "generation", "gsm8k", "info", "plot", "probe"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_a_command_is_documented(name: str):
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
