@@ -86,8 +86,9 @@ def command(
     pass@k, the chance that one of k answers is right, is estimated without bias from the S draws.
 
     \b
-    strict    the number after #### is the problem's
-    flexible  that, or where there is none the last number of the text
+    strict     the number after #### is the problem's
+    flexible   that, or where there is none the last number of the text
+    by chance  the same answers held against the other problems: what guessing brings
 
     \b
     Examples:
@@ -178,6 +179,7 @@ def _show(out: Console, row: dict[str, Any]) -> None:
             cells = [_percent(result[extraction][rate], result[extraction][f"{rate}_se"]) for rate in rates]
             table.add_row(*about, extraction, *cells)
             about = [""] * len(about)
+            table.add_row(*about, "by chance", *(_percent(result[extraction][f"{rate}_chance"]) for rate in rates))
     out.print(table)
     kept = "".join(f", {name.replace('_', '-')} {row[name]}" for name in ("top_k", "top_p") if row[name] is not None)
     out.print(
@@ -187,5 +189,5 @@ def _show(out: Console, row: dict[str, Any]) -> None:
     )
 
 
-def _percent(value: float, error: float | None) -> str:
-    return f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"
+def _percent(value: float | None, error: float | None = None) -> str:
+    return "" if value is None else f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"
