@@ -45,13 +45,13 @@ TITLES = {
 COLOURS = {"ltm": "#0072B2", "ar": "#D55E00", "ar-full": "#E69F00", "mdlm": "#009E73"}
 
 
-def options_of_scores(parser: argparse.ArgumentParser, *, sequences: int | None = None) -> None:
+def options_of_scores(parser: argparse.ArgumentParser, *, sequences: int = 64) -> None:
     """How the models are scored."""
-    parser.add_argument("--samples", type=int, default=16, help="draws of z of elbo and prequential")
-    parser.add_argument("--weights", type=int, default=100, help="draws of z of iwae")
+    parser.add_argument("--samples", type=int, default=8, help="draws of z of elbo and prequential")
+    parser.add_argument("--weights", type=int, default=64, help="draws of z of iwae")
     parser.add_argument("--masks", type=int, default=32, help="masks of MDLM for each sequence")
     parser.add_argument("--eval-steps", type=int, default=16, help="T_fast at evaluation")
-    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
+    parser.add_argument("--block-size", type=int, default=64, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
     parser.add_argument("--sequences", type=int, default=sequences, help="validation sequences, spread over all of it")
 

@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokenizer", default="train", metavar="T", help="path or hub name (default: train one)")
     parser.add_argument("--title", default="Real text and three kinds of model")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300, help="slow steps of the LTM")
-    options_of_scores(parser, sequences=64)
+    parser.add_argument("--steps", type=int, default=100, help="slow steps of the LTM")
+    options_of_scores(parser, sequences=32)
     options = options_of(parser, arguments)
     if options.smoke:
         options.train = str(write_fables(options.runs / "train.txt", 60))

@@ -28,7 +28,7 @@ def run(budget: Budget, arguments: list[str], about: str) -> None:
     """
     parser = parser_of(budget, about, runs="fables")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200, help="slow steps of the LTM")
+    parser.add_argument("--steps", type=int, default=150, help="slow steps of the LTM")
     options_of_scores(parser)
     options = options_of(parser, arguments)
     shrink(options)
@@ -85,10 +85,10 @@ def _table(result: dict[str, Any]) -> str:
             )
     lines += [
         "",
-        "Validation on a fixed choice of sequences, as in training: `elbo` (an upper bound on −log p(x), one draw, T_fast "
-        "of the training), `likelihood` (exact), `nelbo` (an upper bound, few masks a sequence, hence noisy). The mean "
-        "over seeds, and the least and the greatest. What all validation text says at the end, by every protocol, is in "
-        "[fables.md](fables.md).",
+        "Validation on a fixed choice of sequences, as in training: `elbo` (an upper bound on −log p(x), one draw, "
+        "T_fast of the training), `likelihood` (exact), `nelbo` (an upper bound, few masks a sequence, hence noisy). "
+        "The mean over seeds, and the least and the greatest. What all validation text says at the end, by every "
+        "protocol, is in [fables.md](fables.md).",
         "",
         "Operations of one step on the same batch:",
         "",

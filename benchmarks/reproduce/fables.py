@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     """Trains, scores and writes fables.{json,md,svg}."""
     parser = parser_of("fables", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200, help="slow steps of the LTM")
+    parser.add_argument("--steps", type=int, default=150, help="slow steps of the LTM")
     options_of_scores(parser)
     options = options_of(parser, arguments)
     shrink(options)
