@@ -27,8 +27,9 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
     """Decoder and prior of a run, freshly initialised from torch's global stream.
 
     Raises:
-        LTMError: the prior is unknown, or its options are not its own.
+        LTMError: the prior is unknown, its options are not its own, or the model has options.
     """
+    _refuse_options_of_ltm(settings)
     shape = settings.decoder
     decoder = ThoughtDecoder(
         vocab_size=vocab_size,
@@ -76,7 +77,7 @@ def build_baseline(settings: Settings, vocab_size: int) -> Baseline:
         same_parameters=read_value("model.same_parameters", same, bool),
     )
     given = ComponentSettings(chosen.name, options)
-    return _build("model", given, BASELINES, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
+    return _build("model", given, _MODELS, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
 
 
 def autocast_type(settings: Settings) -> torch.dtype | None:
@@ -119,17 +120,22 @@ def check_components(settings: Settings) -> None:
     """
     if settings.model.name != "ltm":
         options = {name: value for name, value in settings.model.options.items() if name != "same_parameters"}
-        _look_up("model", ComponentSettings(settings.model.name, options), BASELINES, Baseline)  # type: ignore[type-abstract]
+        _look_up("model", ComponentSettings(settings.model.name, options), _MODELS, Baseline)  # type: ignore[type-abstract]
         return
-    if settings.model.options:
-        raise LTMError(
-            f"model 'ltm' has no option {next(iter(settings.model.options))!r}: its parts are the sections decoder, "
-            "prior and guide"
-        )
+    _refuse_options_of_ltm(settings)
     prior, _, _ = _look_up("prior", settings.prior, PRIORS, Prior)  # type: ignore[type-abstract]
     guide, _, _ = _look_up("guide", settings.guide, GUIDES, Guide)  # type: ignore[type-abstract]
     if refusal := prior.refusal(guide):
         raise LTMError(refusal)
+
+
+# The first is never looked up here, only named to whoever mistypes it.
+_MODELS: dict[str, type[Baseline]] = {"ltm": Baseline, **BASELINES}
+
+
+def _refuse_options_of_ltm(settings: Settings) -> None:
+    for option in settings.model.options:
+        raise LTMError(f"model 'ltm' has no option {option!r}: its parts are the sections decoder, prior and guide")
 
 
 def _build(
