@@ -11,6 +11,20 @@ from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, 
 __all__ = ["command"]
 
 
+_PROTOCOLS = ("elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo")
+
+
+def _protocols(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses what is none; what has been reported as one, with the reason."""
+    for name in names:
+        if name not in _PROTOCOLS:
+            from ltm_pyro.evaluation.protocols import refuse_flattery
+
+            refuse_flattery([name])
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(_PROTOCOLS)}")
+    return names
+
+
 @click.command()
 @run_argument
 @click.option("--data", metavar="SOURCE", help="What to score (default: the run's own validation text).")
@@ -24,8 +38,9 @@ __all__ = ["command"]
     "--protocol",
     "protocols",
     multiple=True,
-    type=click.Choice(["elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo"]),
-    help="May be repeated (default: elbo and reconstruction; of a baseline, the one it has).",
+    metavar="P",
+    callback=_protocols,
+    help="One of those below; may be repeated (default: elbo and reconstruction; of a baseline, the one it has).",
 )
 @click.option(
     "--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="S", help="Draws of z per sequence."

@@ -130,7 +130,7 @@ def check_components(settings: Settings) -> None:
 
 
 # The first is never looked up here, only named to whoever mistypes it.
-_MODELS: dict[str, type[Baseline]] = {"ltm": Baseline, **BASELINES}
+_MODELS: dict[str, type[Baseline]] = {"ltm": Baseline, **BASELINES}  # type: ignore[type-abstract]
 
 
 def _refuse_options_of_ltm(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
+from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate, refuse_flattery
 from ltm_pyro.generate import generate
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -72,7 +72,7 @@ class LanguageModel(ABC):
         data: SequenceDataset,
         indices: Sequence[int],
         *,
-        protocols: Sequence[Protocol] | None = None,
+        protocols: Sequence[str] | None = None,
         samples: int = 1,
         block_size: int = 32,
         fast_steps: int | None = None,
@@ -165,6 +165,7 @@ class LanguageModel(ABC):
         """
         if protocols is None:
             return self.default_protocols
+        refuse_flattery(protocols)
         for name in protocols:
             if name not in self.protocols:
                 raise LTMError(f"a model of kind {self.kind} has no {name}: it reports {', '.join(self.protocols)}")
@@ -217,7 +218,7 @@ class ThoughtLanguageModel(LanguageModel):
         data: SequenceDataset,
         indices: Sequence[int],
         *,
-        protocols: Sequence[Protocol] | None = None,
+        protocols: Sequence[str] | None = None,
         samples: int = 1,
         block_size: int = 32,
         fast_steps: int | None = None,

@@ -118,9 +118,7 @@ def test_all_kinds_of_model_meet_the_same_batches(tmp_path: Path, data: Data):
 def test_a_model_without_thoughts_has_no_svi(tmp_path: Path, data: Data):
     new_trainer(tmp_path / "run", data, {"model.name": "ar"}).fit()
     run = load_run(tmp_path / "run", device="cpu")
-    with pytest.raises(
-        LTMError, match="of kind ar, which has no thoughts: give a run that was trained with --model ltm"
-    ):
+    with pytest.raises(LTMError, match=r"of kind ar, which has no thoughts: give a run .* --model ltm"):
         _ = run.svi
     assert RunDirectory(tmp_path / "run").settings.model.name == "ar"
     names = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000006").model
