@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,13 +58,11 @@ __all__ = ["command"]
     help="Report pass@K, K at most S; may be repeated (default: 1 and S).",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of each."
+    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of an answer."
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@sampling_options
 @click.option("--max-problems", type=click.IntRange(min=1), metavar="M", help="The first M problems (default: all).")
-@click.option("--texts", type=click.Path(), metavar="FILE", help="Keep the answers, a JSON object for each problem.")
+@click.option("--texts", type=click.Path(), metavar="FILE", help="Write the answers there, a JSON object a line.")
 @fast_steps_option
 @seed_option
 @device_option
@@ -88,12 +93,13 @@ def command(
     \b
     strict     the number after #### is the problem's
     flexible   that, or where there is none the last number of the text
-    by chance  the same answers held against the other problems: what guessing brings
+    by chance  the same answers held against the other problems: what guessing
+               brings
 
     \b
     Examples:
         ltm-pyro gsm8k runs/finetuned --shots 0 --shots 5
-        ltm-pyro gsm8k runs/finetuned --data test.jsonl --examples train.jsonl --shots 5 --samples 20 --k 5
+        ltm-pyro gsm8k runs/finetuned --data test.jsonl --samples 20 --k 5
     """
     from ltm_pyro.decoder import Sampling
 
@@ -137,8 +143,8 @@ def command(
             _write(texts, "a", count, solved)
         results.append({"shots": count, **pass_rates(solved, samples, wanted)})
     fast = loaded.language_model.about_inference(fast_steps).get("fast_steps")
-    row: dict[str, Any] = {"run": run, "step": loaded.step, "data": data, "examples": told if known else None}
-    row |= {"samples": samples, "k": wanted, "seed": seed, "fast_steps": fast}
+    row: dict[str, Any] = {"run": run, "step": loaded.step, "model": loaded.language_model.kind, "data": data}
+    row |= {"examples": told if known else None, "samples": samples, "k": wanted, "seed": seed, "fast_steps": fast}
     row |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "results": results}
     if as_json:
         click.echo(json.dumps(row))

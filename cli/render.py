@@ -66,6 +66,7 @@ class TrainingDisplay(Observer):
         self.steps = steps
         self._progress: Progress | None = None
         self._last_line = 0.0
+        self._loss = "loss"
         if console.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -80,6 +81,7 @@ class TrainingDisplay(Observer):
     def show_start(self, path: Path, counts: Mapping[str, Mapping[str, int]], model: nn.Module, step: int) -> None:
         """Says what is trained on what, and where it goes."""
         parameters = sum(p.numel() for p in model.parameters())
+        self._loss = _BASELINE_TERMS.get(getattr(model, "comparable", ""), "loss")
         for split, count in counts.items():
             numbers = ", ".join(f"{number:,} {name}" for name, number in count.items())
             console.print(f"{split}: {numbers}", highlight=False)
@@ -101,7 +103,7 @@ class TrainingDisplay(Observer):
 
     def step(self, row: dict[str, Any]) -> None:
         """Moves the bar, or prints a line every few seconds."""
-        seen = f"{_training_terms(row)}  {row['tokens_per_s']:,.0f} tokens/s"
+        seen = f"{_training_terms(row, self._loss)}  {row['tokens_per_s']:,.0f} tokens/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=row["step"], seen=seen)
         elif time.monotonic() - self._last_line > 5 or row["step"] == self.steps:
@@ -159,11 +161,11 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         "elbo": "upper bound on -log p(x)",
         "reconstruction": "KL left out: no bound",
         "iwae": "tighter upper bound on -log p(x)",
-        "prequential": "-log p of each block given the ones before: compares with an AR model's",
+        "prequential": "-log p(x) by blocks: compares with an AR model's",
         "kl": "information in the thoughts, at most",
         "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
         "likelihood": "exact -log p(x)",
-        "nelbo": "upper bound on -log p(x)",
+        "nelbo": "upper bound on -log p(x), its length given",
     }
     table = Table(
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
@@ -238,17 +240,18 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
         out.print(f"    ltm-pyro train --resume --out {run}", highlight=False, soft_wrap=True)
     if about["checkpoints"]:
         out.print(f"    ltm-pyro sample {run} --num 3", highlight=False, soft_wrap=True)
-        out.print(f"    ltm-pyro eval {run} --samples 4", highlight=False, soft_wrap=True)
+        samples = {"ar": "", "mdlm": " --samples 16"}.get(settings.model.name, " --samples 4")
+        out.print(f"    ltm-pyro eval {run}{samples}", highlight=False, soft_wrap=True)
 
 
 _BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}
 """What the numbers of models without thoughts are, by the protocols that they come from."""
 
 
-def _training_terms(row: Mapping[str, Any]) -> str:
-    """The terms of a training row; a baseline has a loss and nothing beside it."""
+def _training_terms(row: Mapping[str, Any], loss: str) -> str:
+    """The terms of a training row; a baseline has a loss, called as in its validations, and nothing beside it."""
     if "reconstruction" not in row:
-        return f"loss {row['loss']:.3f} nats/token"
+        return f"{loss} {row['loss']:.3f} nats/token"
     return _terms({**row, "elbo": row["loss"] if "kl" in row else None, "log_joint": row["loss"]})
 
 

@@ -40,12 +40,12 @@ def test_probe_json_holds_every_probe_and_reconstruction_is_that_of_eval(cli: Ru
 
 
 def test_probe_prints_tables_and_texts(cli: Run, trained: Path):
-    result = cli("probe", trained, *FEW, "--points", 2, "--texts")
+    result = cli("probe", trained, *FEW, "--points", 2, "--show-texts")
     assert (result.code, result.err) == (0, "")
     for words in ("free-running", "KL left out", "another's", "1 layers of document 0", "spherical, t = 1.00"):
         assert words in result.out
     assert "Facts" not in result.out
-    found = document(cli("probe", trained, *FEW, "--points", 2, "--texts", "--json"))
+    found = document(cli("probe", trained, *FEW, "--points", 2, "--show-texts", "--json"))
     assert f"{found['layers']['first'][1]['nats']:.4f}" in result.out
     assert [(text["a"], text["b"], text["layers"]) for text in found["swap"]["texts"][:4]] == [
         (0, 1, 0),

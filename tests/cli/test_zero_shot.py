@@ -27,7 +27,7 @@ def test_every_corpus_that_is_there_is_scored_and_the_others_are_named(cli: Run,
     result = cli("eval", trained, "--suite", "zero-shot", "--data", folder, "--json", *CHEAP)
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    assert (report["suite"], report["kind"], report["protocols"]) == ("zero-shot", "ltm", ["prequential"])
+    assert (report["suite"], report["model"], report["protocols"]) == ("zero-shot", "ltm", ["prequential"])
     assert [row["corpus"] for row in report["corpora"]] == ["ptb", "lambada"]
     assert list(report["missing"]) == ["wikitext", "lm1b", "ag_news", "pubmed", "arxiv"]
     for row in report["corpora"]:
