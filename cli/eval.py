@@ -51,7 +51,12 @@ def _protocols(context: click.Context, option: click.Parameter, names: tuple[str
     help="One of those above; may be repeated (default: elbo and reconstruction; of a baseline, the one it has).",
 )
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="S", help="Draws of z (of the masks, for mdlm) per sequence."
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="S",
+    help="Draws of z (of the masks, for mdlm) per sequence.",
 )
 @click.option(
     "--block-size",
@@ -67,7 +72,12 @@ def _protocols(context: click.Context, option: click.Parameter, names: tuple[str
     is_flag=True,
     help="Also: active units, KL per layer, I(x; z); fits once more.",
 )
-@click.option("--max-sequences", type=click.IntRange(min=1), metavar="M", help="Score the first M sequences (default: all).")
+@click.option(
+    "--max-sequences",
+    type=click.IntRange(min=1),
+    metavar="M",
+    help="Score the first M sequences (default: all).",
+)
 @batch_size_option
 @fast_steps_option
 @seed_option
@@ -148,6 +158,7 @@ def command(
     loaded = load_run(run, device=device)
     model = loaded.language_model
     chosen = model.choose(protocols or None)
+    svi = loaded.svi if informed else None  # refused before the work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
@@ -163,10 +174,10 @@ def command(
     row = {"run": run, "step": loaded.step, "model": model.kind, "data": source, **report.to_dict()}
     row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
     row |= perplexities(report, words(sequences, indices, loaded.tokenizer))
-    if informed:
+    if svi is not None:
         with notices.status("Comparing the posteriors"):
             options |= {"fast_lr": loaded.fast_lr, "device": loaded.device}
-            row |= information(loaded.svi, sequences, indices, **options).to_dict()
+            row |= information(svi, sequences, indices, **options).to_dict()
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
     if as_json:

@@ -30,7 +30,12 @@ __all__ = ["command"]
 @column_option
 @click.option("--num", type=click.IntRange(min=1), default=100, show_default=True, metavar="K", help="Texts to write.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="M", help="Most tokens of a text."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="M",
+    help="Most tokens of a text.",
 )
 @click.option(
     "--prompt-tokens",
@@ -42,7 +47,11 @@ __all__ = ["command"]
 )
 @sampling_options
 @click.option(
-    "--unit", type=click.Choice(["words", "tokens"]), default="words", show_default=True, help="What the statistics count."
+    "--unit",
+    type=click.Choice(["words", "tokens"]),
+    default="words",
+    show_default=True,
+    help="What the statistics count.",
 )
 @click.option("--self-bleu", "with_self_bleu", is_flag=True, help="Also self-BLEU-4 (needs the extra bleu).")
 @click.option(
@@ -59,9 +68,20 @@ __all__ = ["command"]
     "--second-model", "judge", metavar="MODEL", help="Also generative perplexity under MODEL, named as for --mauve."
 )
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=8, show_default=True, metavar="S", help="Draws of z per block, where the second model is a run."
+    "--samples",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="S",
+    help="Draws of z per block, where the second model is a run.",
 )
-@click.option("--texts", "texts_file", type=click.Path(), metavar="FILE", help="Write the texts there, a JSON object a line.")
+@click.option(
+    "--texts",
+    "texts_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write the texts there, a JSON object a line.",
+)
 @fast_steps_option
 @seed_option
 @device_option

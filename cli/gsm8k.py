@@ -58,7 +58,12 @@ __all__ = ["command"]
     help="Report pass@K, K at most S; may be repeated (default: 1 and S).",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of an answer."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="M",
+    help="Most tokens of an answer.",
 )
 @sampling_options
 @click.option("--max-problems", type=click.IntRange(min=1), metavar="M", help="The first M problems (default: all).")
@@ -173,21 +178,29 @@ def _write(path: str, mode: str, shots: int = 0, solved: Sequence[Solved] = ()) 
 
 def _show(out: Console, row: dict[str, Any]) -> None:
     """Prints pass@k by shots and extraction, and what settles the numbers."""
+    from rich import box
     from rich.table import Table
 
-    rates = [f"pass@{k}" for k in row["k"]]
-    columns = ("shots", "fitted", "too long", "with ####", "extraction")
-    table = Table(*columns, *rates, title=f"{row['data']} under {row['run']}, step {row['step']}")
+    rates, kinds = [f"pass@{k}" for k in row["k"]], ("strict", "flexible")
+    title = f"{row['data']} under {row['run']}, step {row['step']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("shots", "fitted", "too long", "with ####", "extraction", *(f"{rate}, %" for rate in rates)):
+        table.add_column(heading, no_wrap=True)
     for result in row["results"]:
         fitted = result["fitted_shots"]
         about = [str(result["shots"]), "" if fitted is None else f"{fitted:.1f}", str(result["too_long"])]
         about.append(f"{result['marked_draws']} of {result['draws']}")
-        for extraction in ("strict", "flexible"):
+        for extraction in kinds:
             cells = [_percent(result[extraction][rate], result[extraction][f"{rate}_se"]) for rate in rates]
             table.add_row(*about, extraction, *cells)
             about = [""] * len(about)
             table.add_row(*about, "by chance", *(_percent(result[extraction][f"{rate}_chance"]) for rate in rates))
     out.print(table)
+    if any(result[extraction][rate] == 0 for result in row["results"] for extraction in kinds for rate in rates):
+        most = 100 * min(3 / row["results"][0]["problems"], 1)
+        out.print(
+            f"Where none is solved, ± 0 says nothing: the truth may be up to about {most:.2g} %.", highlight=False
+        )
     kept = "".join(f", {name.replace('_', '-')} {row[name]}" for name in ("top_k", "top_p") if row[name] is not None)
     fit = "" if row["fast_steps"] is None else f"T_fast = {row['fast_steps']}, "
     out.print(
@@ -198,4 +211,5 @@ def _show(out: Console, row: dict[str, Any]) -> None:
 
 
 def _percent(value: float | None, error: float | None = None) -> str:
-    return "" if value is None else f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"
+    shown = "" if value is None else f"{100 * value:.1f}"
+    return shown if error is None else f"{shown} ± {100 * error:.1f}"

@@ -47,7 +47,9 @@ json_option: Callable[[F], F] = click.option(
 def sampling_options(command: F) -> F:
     """The options that `Sampling` has: ``--temperature``, ``--top-k`` and ``--top-p``."""
     for option in (
-        click.option("--top-p", type=float, metavar="P", help="Keep the most probable tokens of mass P (default: all)."),
+        click.option(
+            "--top-p", type=float, metavar="P", help="Keep the most probable tokens of mass P (default: all)."
+        ),
         click.option("--top-k", type=int, metavar="N", help="Keep the N most probable tokens (default: all)."),
         click.option(
             "--temperature",

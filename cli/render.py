@@ -157,11 +157,13 @@ def show_texts(out: Console, texts: Sequence[Mapping[str, Any]], prompt: str) ->
 
 def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) -> None:
     """Prints an evaluation as a table that says what each number is."""
+    from ltm_pyro.evaluation.perplexity import UPPER_BOUNDS
+
     meaning = {
         "elbo": "upper bound on -log p(x)",
         "reconstruction": "KL left out: no bound",
         "iwae": "tighter upper bound on -log p(x)",
-        "prequential": "-log p(x) by blocks: compares with an AR model's",
+        "prequential": "-log p(x): compares with an AR model's",
         "kl": "information in the thoughts, at most",
         "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
         "likelihood": "exact -log p(x)",
@@ -177,18 +179,17 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
     out.print(table)
     blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
     steps = "" if row["fast_steps"] is None else f"T_fast = {row['fast_steps']}, "
-    out.print(
-        f"{row['sequences']} sequences, {row['tokens']} tokens, S = {row['samples']}, {steps}"
-        f"seed {row['seed']}{blocks}",
-        highlight=False,
-    )
+    # An exact likelihood has no draws.
+    drawn = "" if list(protocols) == ["likelihood"] else f", S = {row['samples']}, {steps}seed {row['seed']}{blocks}"
+    out.print(f"{row['sequences']} sequences, {row['tokens']} tokens{drawn}", highlight=False)
+    shown = {name: f"{name} ≤" if name in UPPER_BOUNDS else name for name in protocols}
     bits = {name: row.get(f"{name}_bits_per_character") for name in protocols}
     if any(value is not None for value in bits.values()):
-        found = ", ".join(f"{name} {value:.4f}" for name, value in bits.items() if value is not None)
+        found = ", ".join(f"{shown[name]} {value:.4f}" for name, value in bits.items() if value is not None)
         out.print(f"bits per character, of {row['characters']}: {found}", highlight=False)
     by_word = {name: row.get(f"{name}_perplexity_per_word") for name in protocols}
     if any(value is not None for value in by_word.values()):
-        found = ", ".join(f"{name} {value:.6g}" for name, value in by_word.items() if value is not None)
+        found = ", ".join(f"{shown[name]} {value:.6g}" for name, value in by_word.items() if value is not None)
         out.print(f"perplexity per word, of {row['words']} words: {found}", highlight=False)
     if row.get("iwae") is not None:
         out.print(_k_hat(row), highlight=False)

@@ -24,7 +24,12 @@ __all__ = ["command"]
 @click.option("--prompt-file", type=click.Path(), metavar="F", help="The same, from a UTF-8 file.")
 @click.option("--num", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="Texts to write.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of a text."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="M",
+    help="Most tokens of a text.",
 )
 @sampling_options
 @click.option("--label", metavar="C", help="Class of the texts, under a prior that has classes (default: any).")
