@@ -257,7 +257,13 @@ def _show(out: Any, row: dict[str, Any]) -> None:
     if "second_model" in row:
         about = row["second_model"]
         bound = "" if about["exact"] else ", an upper bound"
-        out.print(f"second model: {about['model']}, {about['protocol']}{bound}, ± s.e. over texts", highlight=False)
+        drawn = "" if about["protocol"] == "likelihood" else f", S = {about['samples']}"
+        fit = "" if about["fast_steps"] is None else f", T_fast = {about['fast_steps']}"
+        blocks = "" if about["block_size"] is None else f", blocks of {about['block_size']}"
+        out.print(
+            f"second model: {about['model']}, {about['protocol']}{bound}{drawn}{fit}{blocks}, ± s.e. over texts",
+            highlight=False,
+        )
 
 
 def _cell(value: float | None, spread: float | None) -> str:
