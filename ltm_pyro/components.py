@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -162,14 +163,24 @@ def _look_up(
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     hints = get_type_hints(cls.__init__)
+    # A model's autocast is training.dtype, and its same_parameters shapes what it is made of.
+    named = {*accepted, "same_parameters"} - {"autocast"} if kind == "model" else set(accepted)
     options = {}
     for option, value in chosen.options.items():
-        if option not in accepted:
-            hint = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
+        if option not in named & accepted.keys():
+            hint = f"it takes {', '.join(sorted(named))}" if named else "it takes none"
             raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
-        simple = hints.get(option) in (int, float, bool, str)
-        options[option] = read_value(f"{kind}.{option}", value, hints[option]) if simple else value
+        declared = hints.get(option)
+        options[option] = read_value(f"{kind}.{option}", value, declared) if _is_plain(declared) else value
     for name, parameter in accepted.items():
         if parameter.default is parameter.empty and name not in options:
             raise LTMError(f"{kind} {chosen.name!r} needs its option {name!r}: give it as {kind}.{name}")
     return cls, set(accepted), options
+
+
+def _is_plain(declared: Any) -> bool:
+    """Whether a type is one of int, float, bool and str, or that or None."""
+    kinds = (
+        set(get_args(declared)) - {types.NoneType} if get_origin(declared) in (Union, types.UnionType) else {declared}
+    )
+    return len(kinds) == 1 and kinds <= {int, float, bool, str}

@@ -136,7 +136,9 @@ def test_a_baseline_of_ones_own_is_trained_by_its_path(tmp_path: Path, data: Dat
     [
         ({"model.name": "arr"}, "unknown model 'arr': did you mean 'ar'"),
         ({"model.name": "lmt"}, "unknown model 'lmt': did you mean 'ltm'"),
-        ({"model.name": "ar", "model.depth": 3}, "model 'ar' has no option 'depth'"),
+        ({"model.name": "ar", "model.depth": 3}, "model 'ar' has no option 'depth': it takes same_parameters"),
+        ({"model.name": "ar", "model.autocast": "bfloat16"}, "model 'ar' has no option 'autocast': it takes same_par"),
+        ({"model.name": "mdlm", "model.sampling_steps": "few"}, "model.sampling_steps must be a whole number"),
         ({"model.depth": 3}, "model 'ltm' has no option 'depth'"),
         ({"model.name": "mdlm", "model.sampling_steps": 0}, "sampling_steps must be 1 or more"),
         ({"model.name": "ar", "model.same_parameters": "perhaps"}, "model.same_parameters"),
