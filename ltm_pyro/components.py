@@ -180,7 +180,6 @@ def _look_up(
 
 def _is_plain(declared: Any) -> bool:
     """Whether a type is one of int, float, bool and str, or that or None."""
-    kinds = (
-        set(get_args(declared)) - {types.NoneType} if get_origin(declared) in (Union, types.UnionType) else {declared}
-    )
+    union = get_origin(declared) in (Union, types.UnionType)
+    kinds = set(get_args(declared)) - {types.NoneType} if union else {declared}
     return len(kinds) == 1 and kinds <= {int, float, bool, str}
