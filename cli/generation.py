@@ -137,6 +137,8 @@ def command(
     models: dict[str, SecondModel] = {
         name: _second_model(name, loaded, device, samples, seed) for name in {featurizer, judge} - {None} if name
     }
+    if featurizer:
+        models[featurizer].features(["a"])  # refused before the long work by a model that has none
     with notices.status("Preparing the data"):
         documents = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     with notices.status(f"Writing {num} texts"):
