@@ -141,6 +141,8 @@ def command(
     loaded = load_run(run, device=device)
     model = loaded.language_model
     chosen = model.choose(protocols or None)
+    if informed:
+        loaded.svi  # noqa: B018 - refuses a model without thoughts before the long work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)

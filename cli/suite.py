@@ -113,8 +113,9 @@ def show_suite(out: Console, report: Mapping[str, Any]) -> None:
         out.print(f"{row['title']} exp(reconstruction), KL left out, no perplexity: {value:.2f}", highlight=False)
     first = report["corpora"][0]
     blocks = f", blocks of {first['block_size']}" if "block_size" in first else ""
+    steps = "" if first["fast_steps"] is None else f"T_fast = {first['fast_steps']}, "
     out.print(
-        f"{first['layout']}; S = {first['samples']}, T_fast = {first['fast_steps']}, seed {first['seed']}{blocks}",
+        f"{first['layout']}; S = {first['samples']}, {steps}seed {first['seed']}{blocks}",
         highlight=False,
     )
     for name, reason in report["missing"].items():
