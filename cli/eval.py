@@ -158,7 +158,8 @@ def command(
     loaded = load_run(run, device=device)
     model = loaded.language_model
     chosen = model.choose(protocols or None)
-    svi = loaded.svi if informed else None  # refused before the work
+    if informed:
+        loaded.svi  # noqa: B018 - refuses a model without thoughts before the long work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
@@ -174,10 +175,10 @@ def command(
     row = {"run": run, "step": loaded.step, "model": model.kind, "data": source, **report.to_dict()}
     row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
     row |= perplexities(report, words(sequences, indices, loaded.tokenizer))
-    if svi is not None:
+    if informed:
         with notices.status("Comparing the posteriors"):
             options |= {"fast_lr": loaded.fast_lr, "device": loaded.device}
-            row |= information(svi, sequences, indices, **options).to_dict()
+            row |= information(loaded.svi, sequences, indices, **options).to_dict()
     if source == "fables":
         row["generator_entropy"] = generator_entropy(sequences, indices, loaded.tokenizer)
     if as_json:

@@ -127,18 +127,25 @@ def command(
 
     from ltm_pyro.cli.render import console, notices
 
+    from ltm_pyro.data.files import optional_import
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
     from ltm_pyro.evaluation.sources import validation_data
     from ltm_pyro.training import load_run
 
     loaded = load_run(run, device=device)
     model = loaded.language_model
-    # Found before the long work, so that a mistyped name costs nothing.
+    # Found before the long work, so that a mistyped name or a package that is not there costs nothing.
+    for wanted, package, purpose, extra in (
+        (with_self_bleu, "sacrebleu", "self-BLEU", "bleu"),
+        (featurizer, "mauve", "MAUVE", "mauve"),
+    ):
+        if wanted:
+            optional_import(package, purpose, extra)
     models: dict[str, SecondModel] = {
         name: _second_model(name, loaded, device, samples, seed) for name in {featurizer, judge} - {None} if name
     }
     if featurizer:
-        models[featurizer].features(["a"])  # refused before the long work by a model that has none
+        models[featurizer].features(["."])  # refused here by a model that has none
     with notices.status("Preparing the data"):
         documents = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     with notices.status(f"Writing {num} texts"):
@@ -239,13 +246,12 @@ def _show(out: Any, row: dict[str, Any]) -> None:
             cells = (_cell(row[side][name], row[side].get(spread.get(name, ""))) for side in ("generated", "reference"))
             table.add_row(name, *cells, text)
     out.print(table)
-    start = "from the prior" if row["model"] == "ltm" else "from the start token"
-    wrote = f"continuing {row['prompt_tokens']} tokens" if row["prompt_tokens"] else start
+    free = "from the prior" if row["model"] == "ltm" else "without a prompt"
+    wrote = f"continuing {row['prompt_tokens']} tokens" if row["prompt_tokens"] else free
     drawn = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
     cut = "".join(f", {name} {row[key]}" for name, key in (("top-k", "top_k"), ("top-p", "top_p")) if row[key])
     measured = f"; {unit}, distinct-n of {row['distinct_units']} a side"
-    fitted = row["prompt_tokens"] and row["fast_steps"] is not None
-    fit = f", T_fast = {row['fast_steps']}" if fitted else ""
+    fit = f", T_fast = {row['fast_steps']}" if row["prompt_tokens"] and row["fast_steps"] is not None else ""
     out.print(f"{row['texts']} texts {wrote}, {drawn}{cut}{fit}, seed {row['seed']}{measured}", highlight=False)
     if "mauve" in row:
         about = row["mauve"]

@@ -167,7 +167,7 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         "kl": "information in the thoughts, at most",
         "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
         "likelihood": "exact -log p(x)",
-        "nelbo": "upper bound on -log p(x), its length given",
+        "nelbo": "upper bound on -log p(x), the length given",
     }
     table = Table(
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"

@@ -64,6 +64,7 @@ class MaskedDiffusion(Baseline):
     default_protocols: ClassVar[tuple[Protocol, ...]] = ("nelbo",)
     comparable: ClassVar[Protocol] = "nelbo"
     exact: ClassVar[bool] = False
+    open_ended: ClassVar[bool] = False
     validation_samples: ClassVar[int] = 8
 
     def __init__(

@@ -85,7 +85,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         seed: of every draw.
         end_of_text: whether the rolling log-likelihood has the document's end-of-text token in it. The harness's other
             models leave it out; `ltm-pyro eval` scores it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:K``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:K``. ``cuda:0``, which the harness asks for where nobody did, is
+            ``auto`` on a machine without CUDA.
         batch_size: sequences at once; ``auto`` is 8, or ``max_batch_size`` where that is given.
         max_batch_size: see ``batch_size``.
 
@@ -125,7 +126,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         at_least("fast_steps", self.fast_steps or 0, 0)
         within("seed", self.seed, 0, 2**32 - 1)
         self.pretrained = str(pretrained)
-        self._run = load_run(self.pretrained, device=device)
+        asked = "auto" if device == "cuda:0" and not torch.cuda.is_available() else device
+        self._run = load_run(self.pretrained, device=asked)
         self._model = self._run.language_model
         self._device = self._run.device
 

@@ -289,6 +289,18 @@ def test_examples_are_dropped_from_the_front_until_the_prompt_fits(tokenizer: To
         assert tight.asked[0]["text"] == text
 
 
+def test_a_model_that_fills_a_window_keeps_room_in_it_for_the_answer(tokenizer: Tokenizer):
+    model = Oracle(tokenizer, lambda text, n: "")
+    model.open_ended = False
+    whole, one = (len(tokenizer.encode(prompt_text(PROBLEMS[0].question, PROBLEMS[1 : n + 1]))) for n in (3, 1))
+    for max_tokens, longest in ((20, whole - 20), (10_000, whole // 2)):
+        model.max_length = whole
+        solve(model, tokenizer, PROBLEMS[:3], shots=3, examples=PROBLEMS, samples=1, max_tokens=max_tokens)
+        assert one < longest
+        assert max(len(asked["prompt"]) for asked in model.asked) <= longest
+        model.asked.clear()
+
+
 def test_a_problem_that_does_not_fit_alone_is_unsolved_and_told_apart(tokenizer: Tokenizer):
     long = Problem("What is 1 + 1? " * 50, "#### 2", Fraction(2))
     model = Oracle(tokenizer, lambda prompt, draw: f" #### {2 * last_question(prompt)}", max_length=60)

@@ -107,6 +107,13 @@ def test_tokens_are_those_of_the_run_and_give_the_text_back(model: HarnessModel,
     assert model.max_length == LENGTH
 
 
+def test_the_harness_default_device_is_the_cpu_where_there_is_no_other(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(HarnessModel(str(path), device="cuda:0")._device) == "cpu"  # lm_eval without --device
+    with pytest.raises(LTMError, match="cuda:1"):
+        HarnessModel(str(path), device="cuda:1")
+
+
 def test_continuation_is_scored_as_a_block_after_its_context(model: HarnessModel, run: LoadedRun):
     told = run.tokenizer.encode(CONTEXT)
     continuations = [" one dog", " song", " a blue bird sang"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_runs import assert_same_tensors, new_trainer, reopened, untimed
 from ltm_pyro.data import Data
 from ltm_pyro.errors import LTMError
 from ltm_pyro.flop_counter import measured_flops
+from ltm_pyro.flops import DecoderSize, slow_step_flops
 from ltm_pyro.training import Observer, RunDirectory, Trainer, load_run, read_checkpoint
 from ltm_pyro.training.learners import BaselineLearner
 
@@ -96,6 +98,51 @@ def test_rows_hold_the_tokens_and_the_operations_that_torch_counts(tmp_path: Pat
     assert rows[-1]["training_tokens"] == sum(
         data.train.lengths[list(indices)].sum() for _, indices in zip(range(6), _sampled(trainer), strict=False)
     )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guide.name": "amortized"},  # which takes no fast step
+        {"inference.tolerance": 50.0, "inference.fast_steps": 12, "training.micro_batch_size": 2},
+    ],
+)
+def test_operations_are_those_of_the_fast_steps_that_were_taken(tmp_path: Path, data: Data, changes: dict[str, Any]):
+    trainer = new_trainer(tmp_path / "run", data, {"training.steps": 1} | changes)
+    taken, step = [], trainer.learner.svi.step
+    trainer.learner.svi.step = lambda *a, **k: taken.append(step(*a, **k)) or taken[-1]
+    trainer.fit()
+    batch = data.train.batch(next(_sampled(trainer)))
+    size, flops = trainer.settings.training.micro_batch_size or 4, 0
+    for start, posterior in zip(range(0, 4, size), taken[0].posteriors, strict=True):
+        part = batch[start : start + size]
+        assert posterior.steps_taken < trainer.settings.inference.fast_steps
+        flops += slow_step_flops(
+            DecoderSize.of(trainer.learner.model.decoder),
+            len(part),
+            part.tokens.shape[1],
+            int(part.num_scored.sum()),
+            fast_steps=posterior.steps_taken,
+        )
+    assert trainer.metrics.rows()[-1]["training_flops"] == flops
+
+
+@pytest.mark.parametrize("kind", ["ltm", "ar"])
+def test_a_run_of_an_older_version_goes_on_and_its_costs_are_counted_again(tmp_path: Path, data: Data, kind: str):
+    changes = {"model.name": kind, "training.batch_size": 12}  # more than an epoch
+    whole = new_trainer(tmp_path / "whole", data, changes)
+    whole.fit()
+    first = new_trainer(tmp_path / "run", data, changes, observer=Crash())
+    with pytest.raises(RuntimeError, match="killed"):
+        first.fit()
+    old = first.store.latest()
+    state = {name: value for name, value in old.state.items() if name not in ("tokens", "flops")}
+    first.store.save(replace(old, state=state))
+    with pytest.warns(UserWarning, match="step 4 is of an older version, which counted neither tokens nor operations"):
+        second = reopened(tmp_path / "run", data)
+    assert second.fit()
+    assert_same_tensors(weights(second), weights(whole))
+    assert untimed(second.metrics.rows()) == untimed(whole.metrics.rows())
 
 
 def _sampled(trainer: Trainer) -> Any:
