@@ -8,6 +8,8 @@ import sys
 NAMES = {
     "fables": "LTM, AR and MDLM beside the fables' exact entropy, at equal tokens and at equal FLOPs",
     "corpora": "the same comparison on real text, which you name",
+    "langevin-vae": "local VB, VAEs with cures for collapse, and Langevin dynamics train the same decoder",
+    "probe": "which layer's thoughts hold the text: reconstruction by layers, swaps, interpolation",
 }
 
 
