@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.priors_guides import SMALL as _SMALL
+from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.langevin import LangevinInference, langevin_trained
 from benchmarks.reproduce.langevin_vae_report import draw, table
 from benchmarks.reproduce.recipe import options_of, parser_of, read_data, trained, write
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
-from ltm_pyro.evaluation import Report, evaluate, generator_entropy, information
+from ltm_pyro.evaluation import Protocol, Report, evaluate, generator_entropy, information
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.infer import FastSlowSVI
 from ltm_pyro.presets import preset
@@ -88,7 +90,7 @@ def main(arguments: list[str]) -> None:
     )
     rows = [row for seed in range(options.seeds) for row in _compare(base.updated({"training.seed": seed}), options)]
     options.free_bits = FREE_BITS
-    about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    about = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     result = {"title": "Local VB, a VAE, or Langevin dynamics", "options": about, "settings": base.to_dict()}
     write(options, result | {"full_scale": FULL_SCALE, "rows": rows}, table, draw)
 
@@ -99,6 +101,7 @@ def _compare(base: Settings, options: argparse.Namespace) -> list[dict[str, Any]
     count = min(len(data.validation), options.sequences)
     indices = [index * len(data.validation) // count for index in range(count)]
     entropy = generator_entropy(data.validation, indices, data.tokenizer) if base.data.source == "fables" else None
+    asked = {name: getattr(options, name) for name in ("samples", "weights", "eval_steps", "block_size", "sequences")}
     rows = []
     for name in options.variants:
         settings = base.updated(VARIANTS[name])
@@ -110,7 +113,8 @@ def _compare(base: Settings, options: argparse.Namespace) -> list[dict[str, Any]
         else:
             run = trained(settings, data, folder)
         row = {"variant": name, "seed": seed, "steps": run.step, "generator_entropy": entropy}
-        rows.append(row | {"curve": _curve(folder)} | score(name, run, data, indices, options))
+        compute = partial(score, name, run, data, indices, options)
+        rows.append(row | {"curve": _curve(folder)} | kept(folder, asked, compute))
         print(_progress(rows[-1]), flush=True)
     return rows
 
@@ -156,7 +160,7 @@ def score(name: str, run: LoadedRun, data: Data, indices: list[int], options: ar
         chains = LangevinInference(
             svi.model, steps=first, step_size=_step_size(name), chains=options.samples, autocast=svi.autocast
         )
-        protocols = ["reconstruction", "prequential"]
+        protocols: list[Protocol] = ["reconstruction", "prequential"]
         reports["own"] = _told(evaluate(chains, protocols=protocols, samples=options.samples, **scored))
     return {"reports": reports}
 

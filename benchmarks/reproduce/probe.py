@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.priors_guides import SMALL as _SMALL
+from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.probe_report import draw, table
 from benchmarks.reproduce.recipe import options_of, parser_of, read_data, trained, write
 from ltm_pyro.data import Data
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokenizer", default="train", metavar="T", help="path or hub name (default: train one)")
     parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=350, help="slow steps")
+    parser.add_argument("--steps", type=int, default=240, help="slow steps")
     parser.add_argument("--samples", type=int, default=2, help="draws of z of each sequence")
     parser.add_argument("--points", type=int, default=5, help="of an interpolation")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
@@ -74,15 +76,18 @@ def main(arguments: list[str]) -> None:
             "training.checkpoint_every": max(options.steps // 5, 1),
         }
     )
+    asked = {name: getattr(options, name) for name in ("samples", "points", "sequences")}
     rows = []
     for seed in range(options.seeds):
         seeded = base.updated({"training.seed": seed})
         data = read_data(seeded)
         for regime in options.regimes:
-            run = trained(seeded.updated(REGIMES[regime]), data, options.runs / f"{regime}-{seed}")
-            rows.append({"regime": regime, "seed": seed, "steps": run.step} | probes(run, data, options))
+            folder = options.runs / f"{regime}-{seed}"
+            run = trained(seeded.updated(REGIMES[regime]), data, folder)
+            compute = partial(probes, run, data, options)
+            rows.append({"regime": regime, "seed": seed, "steps": run.step} | kept(folder, asked, compute))
             print(_progress(rows[-1]), flush=True)
-    about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    about = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
     result = {"title": "Which layer's thoughts hold the text", "options": about, "settings": base.to_dict()}
     write(options, result | {"regimes": REGIMES, "full_scale": FULL_SCALE, "rows": rows}, table, draw)
 

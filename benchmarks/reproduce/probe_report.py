@@ -35,8 +35,8 @@ def table(result: dict[str, Any]) -> str:
         "out of all.",
         "",
         "The paper's figure: with six layers reconstruction jumps in the last one; with twelve it rises slowly to "
-        "layer 8 and is above 95 % at 9 and 10. It does not say whether the decoder read the text's own tokens, so both "
-        "accuracies stand here: *teacher-forced* (it did) and *free-running* (its own).",
+        "layer 8 and is above 95 % at 9 and 10. It does not say whether the decoder read the text's own tokens, so "
+        "both accuracies stand here: *teacher-forced* (it did) and *free-running* (its own).",
     ]
     for regime in options["regimes"]:
         found = [row for row in rows if row["regime"] == regime]
