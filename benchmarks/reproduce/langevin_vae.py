@@ -170,8 +170,8 @@ def _told(report: Report) -> dict[str, Any]:
     values = report.to_dict()
     samples = {f"{name}_samples": values["samples"] for name in report.protocols}
     nats = {f"{name}_nats": [round(v, 3) for v in value.tolist()] for name, value in report.values.items()}
-    kept = {key: value for key, value in values.items() if key not in ("samples", "seed") and value is not None}
-    return kept | samples | nats | {"num_scored": report.num_scored.tolist()}
+    plain = {key: value for key, value in values.items() if key not in ("samples", "seed") and value is not None}
+    return plain | samples | nats | {"num_scored": report.num_scored.tolist()}
 
 
 def _progress(row: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ TITLES = {
     "langevin-0.03": "Langevin, s = 0.03",
     "ar": "AR, same window",
 }
+_COLLAPSED = 0.1  # nats of I(x; z)
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#8DB600", "#000000")
 
 
@@ -44,6 +45,13 @@ def table(result: dict[str, Any]) -> str:
             "from an encoder and then local VB (semi-amortised); or from as many steps of unadjusted Langevin "
             "dynamics, z ← z + s ∇ log p(z | x) + √(2s) ε, that start at a draw of the prior (one chain, its last "
             "draw).",
+            "",
+            "So few steps leave every decoder on its way down, so that where it stands says how soon it left the "
+            "plateau of token frequencies before it says anything of its thoughts."
+            if options["preset"] is None
+            else "",
+            "",
+            *_words(rows, thoughtful, first),
             "",
             "## One inference for all",
             "",
@@ -84,6 +92,27 @@ def table(result: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _words(rows: list[dict[str, Any]], names: list[str], first: str) -> list[str]:
+    """What the numbers say: which encoders collapsed, VB against the others, and all against AR."""
+    lines = []
+    for name in names:
+        own = [r["reports"]["own"] for r in _of(rows, name) if "information" in r["reports"].get("own", {})]
+        if own:
+            found = statistics.mean(report["information"]["mutual_information"] for report in own)
+            kl = statistics.mean(report["kl"] for report in own)
+            verdict = "collapsed" if found < _COLLAPSED else "did not collapse"
+            lines.append(f"- {TITLES[name]}: its encoder {verdict}: I(x; z) {found:.3f} nats, KL {kl:.4f} per token.")
+    for name in names:
+        if name != "vb" and "vb" in names:
+            found = "; ".join(_differences(rows, name, first, "vb"))
+            lines.append(f"- {TITLES[name]} minus local VB, `prequential` by the one inference: {found}.")
+    pairs = [(name, d) for name in names for d in _differences(rows, name, first)]
+    below = [name for name, d in pairs if d.startswith("-")]
+    if pairs:
+        lines.append(f"- Below AR in the mean: {len(below)} of {len(pairs)} trainings.")
+    return lines
 
 
 def _bounds(
@@ -132,13 +161,14 @@ def _value(rows: list[dict[str, Any]], name: str, key: str, what: str) -> str:
     return f"{statistics.mean(r[what] for r in found):.3f} ± {error:.3f}"
 
 
-def _differences(rows: list[dict[str, Any]], name: str, key: str) -> list[str]:
-    """Prequential minus AR's likelihood, nats per token by the same sequences, for every seed."""
+def _differences(rows: list[dict[str, Any]], name: str, key: str, other: str = "ar") -> list[str]:
+    """Prequential minus another's, of AR its likelihood, in nats per token on the same sequences, for every seed."""
     cells = []
     for row in _of(rows, name):
-        for other in (r for r in _of(rows, "ar") if r["seed"] == row["seed"]):
-            ar, own = other["reports"]["own"], row["reports"][key]
-            nats = torch.tensor(own["prequential_nats"]).double() - torch.tensor(ar["likelihood_nats"]).double()
+        for second in (r for r in _of(rows, other) if r["seed"] == row["seed"]):
+            own, report = row["reports"][key], second["reports"]["own" if other == "ar" else key]
+            theirs = report["likelihood_nats" if other == "ar" else "prequential_nats"]
+            nats = torch.tensor(own["prequential_nats"]).double() - torch.tensor(theirs).double()
             value, error = ratio(nats, torch.tensor(own["num_scored"]))
             cells.append(f"{value:+.3f} ± {error:.3f}")
     return cells

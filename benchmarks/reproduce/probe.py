@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {key: value for key, value in _SMALL.items() if not key.
     "decoder.num_thoughts": 16,
     "decoder.thought_width": 32,
     "inference.fast_steps": 16,
-    "training.eval_sequences": 8,
+    "training.eval_sequences": 16,
 }
 SMOKE: dict[str, Any] = {
     "data.documents": 60,
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokenizer", default="train", metavar="T", help="path or hub name (default: train one)")
     parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=240, help="slow steps")
+    parser.add_argument("--steps", type=int, default=200, help="slow steps")
     parser.add_argument("--samples", type=int, default=2, help="draws of z of each sequence")
     parser.add_argument("--points", type=int, default=5, help="of an interpolation")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
@@ -72,8 +72,8 @@ def main(arguments: list[str]) -> None:
             "data.tokenizer": options.tokenizer,
             "training.device": options.device,
             "training.steps": options.steps,
-            "training.eval_every": max(options.steps // 5, 1),
-            "training.checkpoint_every": max(options.steps // 5, 1),
+            "training.eval_every": max(options.steps // 2, 1),
+            "training.checkpoint_every": max(options.steps // 2, 1),
         }
     )
     asked = {name: getattr(options, name) for name in ("samples", "points", "sequences")}

@@ -49,7 +49,7 @@ def table(result: dict[str, Any]) -> str:
                 same = [row["layers"][which][number] for row in found]
                 cells = (_mean(same, "nats", 1), _mean(same, "accuracy", 100), _mean(same, "free_accuracy", 100))
                 lines.append(f"| {_kept(values['kept'])} | {' | '.join(cells)} |")
-        lines += ["", *_swap(found), "", *_paths(found)]
+        lines += ["", _gains(found), "", *_swap(found), "", *_paths(found)]
     lines += ["", "At full scale, on a GPU:", "", *(f"    {line}" for line in result["full_scale"]), ""]
     return "\n".join([*lines, machine_line(result), ""])
 
@@ -61,6 +61,14 @@ def _evaluation(found: list[dict[str, Any]]) -> list[str]:
         f"{_mean(reports, 'kl', 1)}; `reconstruction` {_mean(reports, 'reconstruction', 1)} (no bound); `prequential` "
         f"{_mean(reports, 'prequential', 1)} (a probability)."
     ]
+
+
+def _gains(found: list[dict[str, Any]]) -> str:
+    """Which layer brings how much, going up."""
+    curves = [[values["nats"] for values in row["layers"]["first"]] for row in found]
+    steps = [statistics.mean(c[at - 1] - c[at] for c in curves) for at in range(1, len(curves[0]))]
+    told = ", ".join(f"{gain:+.3f} by layer {number}" for number, gain in enumerate(steps, 1))
+    return f"Nats per token gained over the prior's draws, layer by layer: {told}; {sum(steps):+.3f} in all."
 
 
 def _swap(found: list[dict[str, Any]]) -> list[str]:
