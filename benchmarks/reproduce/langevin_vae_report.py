@@ -38,13 +38,12 @@ def table(result: dict[str, Any]) -> str:
         [
             f"# {result['title']}",
             "",
-            f"Decoders of one size, from the same weights and on the same batches, {options['steps']} slow steps each. "
-            f"In training the thoughts come from {inference['fast_steps']} fast steps of local VB; from an encoder "
-            "(VAE), its KL annealed over half of the slow steps, or its first "
-            f"{options['free_bits']:g} nats a sequence free; "
-            "from an encoder and then local VB (semi-amortised); or from as many steps of unadjusted Langevin "
-            "dynamics, z ← z + s ∇ log p(z | x) + √(2s) ε, that start at a draw of the prior (one chain, its last "
-            "draw).",
+            "Decoders of one size (AR: as many parameters), from the same weights, on the same batches, "
+            f"{options['steps']} slow steps each. In training the thoughts come from {inference['fast_steps']} fast "
+            "steps of local VB; from an encoder (VAE), its KL annealed over half of the slow steps, or its first "
+            f"{options['free_bits']:g} nats a sequence free; from an encoder and then local VB (semi-amortised); or "
+            "from as many steps of unadjusted Langevin dynamics, z ← z + s ∇ log p(z | x) + √(2s) ε, that start at a "
+            "draw of the prior (one chain, its last draw).",
             "",
             "So few steps leave every decoder on its way down, so that where it stands says how soon it left the "
             "plateau of token frequencies before it says anything of its thoughts."
@@ -66,9 +65,12 @@ def table(result: dict[str, Any]) -> str:
             "is no bound. A unit is active if its mean varies over sequences by more than 0.01; I(x; z) is in nats per "
             f"sequence, and M = {_about(rows)['sequences']} sequences cannot show more than log M.",
             "",
-            "| trained by | reconstruction | KL | active units | I(x; z) | log M |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(_used(rows, name, first) for name in thoughtful),
+            "Fits of few steps on fresh noise end a little apart even where the decoder does not listen, and this "
+            "scatter counts as information, too: KL is given for the longer fits besides, which have less of it.",
+            "",
+            f"| trained by | reconstruction | KL | KL, T_fast = {last[3:]} | active units | I(x; z) | log M |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(_used(rows, name, first, last) for name in thoughtful),
             "",
             "## Each its own inference",
             "",
@@ -129,8 +131,9 @@ def _bounds(
     return lines
 
 
-def _used(rows: list[dict[str, Any]], name: str, key: str) -> str:
-    cells = [_value(rows, name, key, "reconstruction"), _value(rows, name, key, "kl"), *_information(rows, name, key)]
+def _used(rows: list[dict[str, Any]], name: str, key: str, last: str) -> str:
+    values = [_value(rows, name, *what) for what in ((key, "reconstruction"), (key, "kl"), (last, "kl"))]
+    cells = [*values, *_information(rows, name, key)]
     return f"| {TITLES[name]} | {' | '.join(cells)} | {math.log(_about(rows)['sequences']):.2f} |"
 
 
