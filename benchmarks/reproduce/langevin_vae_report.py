@@ -51,8 +51,8 @@ def table(result: dict[str, Any]) -> str:
             else "",
             "",
             "A decoder whose thoughts say nothing is an autoregressive model: what separates it from AR, or from "
-            "another such decoder, is the luck of a training. Standard errors are over sequences, and do not have that luck in "
-            "them.",
+            "another such decoder, is the luck of a training. Standard errors are over sequences, and do not "
+            "have that luck in them.",
             "",
             *_words(rows, thoughtful, first),
             "",
