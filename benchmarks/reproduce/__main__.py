@@ -10,6 +10,8 @@ NAMES = {
     "tokens": "sample efficiency: the fables' comparison by training tokens",
     "flops": "compute efficiency: the fables' comparison by training FLOPs",
     "corpora": "the same comparison on real text, which you name",
+    "langevin-vae": "local VB, VAEs with cures for collapse, and Langevin dynamics train the same decoder",
+    "probe": "which layer's thoughts hold the text: reconstruction by layers, swaps, interpolation",
 }
 
 

@@ -1,0 +1,30 @@
+"""Rows of a table that are kept beside their training, so that an interrupted recipe goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["kept"]
+
+
+def kept(folder: Path, asked: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row in ``folder``/row.json if it is the answer to what is asked now, else computed and written there.
+
+    Args:
+        folder: of a finished training.
+        asked: all that the row depends on besides the training, as plain values.
+        compute: makes the row, of plain values.
+    """
+    path = folder / "row.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["asked"] == asked:
+            return dict(found["row"])
+    row = compute()
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps({"asked": asked, "row": row}), encoding="utf-8")
+    unfinished.replace(path)
+    return row
