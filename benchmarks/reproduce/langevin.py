@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -133,8 +134,8 @@ class LangevinLearner(Learner):
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return self.inner.language_model(at)
 
-    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
-        return self.inner.flops(batch)
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:  # noqa: D102
+        return self.inner.flops(batch, fast_steps)
 
 
 def langevin_trained(settings: Settings, data: Data, folder: Path, step_size: float) -> LoadedRun:
