@@ -6,7 +6,15 @@ import json
 from typing import Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    batch_size_option,
+    column_option,
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    seed_option,
+)
 
 __all__ = ["command"]
 
@@ -33,7 +41,7 @@ def _protocols(context: click.Context, option: click.Parameter, names: tuple[str
     type=click.Choice(["zero-shot"]),
     help="Score a suite of corpora instead: from the folder --data, else from the hub.",
 )
-@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
+@column_option
 @click.option(
     "--protocol",
     "protocols",
@@ -60,9 +68,7 @@ def _protocols(context: click.Context, option: click.Parameter, names: tuple[str
     help="Also: active units, KL per layer, I(x; z); fits once more.",
 )
 @click.option("--max-sequences", type=click.IntRange(min=1), metavar="M", help="Score at most M sequences.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
-)
+@batch_size_option
 @fast_steps_option
 @seed_option
 @device_option

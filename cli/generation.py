@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    column_option,
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from ltm_pyro.evaluation.second_model import SecondModel
@@ -30,11 +38,9 @@ __all__ = ["command"]
     metavar="P",
     help="Continue the first P tokens of validation documents; 0 writes from the prior.",
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@sampling_options
 @click.option("--data", metavar="SOURCE", help="Real texts (default: the run's own validation text).")
-@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
+@column_option
 @click.option(
     "--unit", type=click.Choice(["words", "tokens"]), default="words", show_default=True, help="What is counted."
 )

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,9 +60,7 @@ __all__ = ["command"]
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of each."
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@sampling_options
 @click.option("--max-problems", type=click.IntRange(min=1), metavar="M", help="The first M problems (default: all).")
 @click.option("--texts", type=click.Path(), metavar="FILE", help="Keep the answers, a JSON object for each problem.")
 @fast_steps_option

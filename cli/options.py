@@ -7,11 +7,26 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["device_option", "fast_steps_option", "json_option", "run_argument", "seed_option"]
+__all__ = [
+    "batch_size_option",
+    "column_option",
+    "device_option",
+    "fast_steps_option",
+    "json_option",
+    "run_argument",
+    "sampling_options",
+    "seed_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 run_argument: Callable[[F], F] = click.argument("run", metavar="RUN", type=click.Path())
+column_option: Callable[[F], F] = click.option(
+    "--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text)."
+)
+batch_size_option: Callable[[F], F] = click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
+)
 device_option: Callable[[F], F] = click.option(
     "--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda or cuda:K."
 )
@@ -27,3 +42,16 @@ seed_option: Callable[[F], F] = click.option(
 json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else there."
 )
+
+
+def sampling_options(command: F) -> F:
+    """``--temperature``, ``--top-k`` and ``--top-p``: how tokens are drawn."""
+    for option in (
+        click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all)."),
+        click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all)."),
+        click.option(
+            "--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy."
+        ),
+    ):
+        command = option(command)
+    return command

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    batch_size_option,
+    column_option,
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from ltm_pyro.evaluation import FittedThoughts
@@ -26,7 +34,7 @@ __all__ = ["command"]
     help="May be repeated (default: all).",
 )
 @click.option("--data", metavar="SOURCE", help="What to probe with (default: the run's own validation text).")
-@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
+@column_option
 @click.option(
     "--max-sequences",
     type=click.IntRange(min=1),
@@ -47,9 +55,7 @@ __all__ = ["command"]
 )
 @click.option("--no-free", is_flag=True, help="Leave free-running accuracy, the slow part of layers, out.")
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw accuracy against layers (needs matplotlib).")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
-)
+@batch_size_option
 @fast_steps_option
 @seed_option
 @device_option
@@ -109,6 +115,8 @@ def command(
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences))
+    if len(indices) < 2 and set(chosen) != {"layers"}:
+        raise LTMError("swap and interpolate need two sequences or more, got 1: take more, or --probe layers alone")
     with notices.status(f"Inferring the thoughts of {len(indices)} sequences"):
         fitted = fit_thoughts(
             model.svi,

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 __all__ = ["command"]
 
@@ -19,9 +26,7 @@ __all__ = ["command"]
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of each."
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@sampling_options
 @click.option("--label", metavar="C", help="Class of the texts, under a prior that has classes (default: any).")
 @fast_steps_option
 @seed_option
