@@ -119,6 +119,8 @@ def command(
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences))
+    if len(indices) < 2 and set(chosen) != {"layers"}:
+        raise LTMError("swap and interpolate need two sequences or more, got 1: take more, or --probe layers alone")
     with notices.status(f"Inferring the thoughts of {len(indices)} sequences"):
         fitted = fit_thoughts(
             model.svi,

@@ -9,7 +9,6 @@ import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.harness_options import cut, read_generation
-from ltm_pyro.evaluation.texts import pieces_of_texts
+from ltm_pyro.evaluation.texts import pieces_of_texts, scored_ends
 from ltm_pyro.training.run import load_run
 from ltm_pyro.values import at_least, nearest, read_value, within
 
@@ -206,10 +205,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
     def _conditioned(self, rows: Sequence[tuple[list[int], list[int]]]) -> TokenBatch:
         """Sequences of context and continuation, of which the continuation is scored."""
         kept = [self._fit([*told, *asked], self.max_length) for told, asked in rows]
-        batch = TokenBatch.from_lists([tokens for _, tokens in kept], [start for start, _ in kept])
-        scored = torch.tensor([len(asked) for _, asked in rows])
-        places = torch.arange(batch.tokens.shape[1])
-        return replace(batch, scored=places >= (batch.lengths - scored)[:, None])
+        return scored_ends(
+            [tokens for _, tokens in kept], [start for start, _ in kept], [len(asked) for _, asked in rows]
+        )
 
     def _fit(self, tokens: list[int], length: int) -> tuple[int, list[int]]:
         """The last ``length`` tokens, and the token before them."""

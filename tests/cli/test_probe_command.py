@@ -92,7 +92,7 @@ def test_probes_of_fables_say_whose_facts_the_texts_tell(cli: Run, tmp_path: Pat
 def test_bad_requests_are_one_line(cli: Run, trained: Path):
     cli("probe", trained / "nowhere").refused("there is no run")
     cli("probe", trained, "--probe", "swap", "--plot", "a.png").refused("--plot", "layers")
-    cli("probe", trained, "--probe", "swap", "--max-sequences", 1).refused("two documents or more")
+    cli("probe", trained, "--max-sequences", 1).refused("two sequences or more, got 1", "--probe layers alone")
     cli("probe", trained, "--probe", "other").refused("other")
 
 
