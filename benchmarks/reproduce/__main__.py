@@ -8,6 +8,9 @@ import sys
 NAMES = {
     "fables": "LTM, AR and MDLM beside the fables' exact entropy, at equal tokens and at equal FLOPs",
     "corpora": "the same comparison on real text, which you name",
+    "steps": "quality against T_fast at training and at evaluation, and which number falls with more of them",
+    "latents": "quality against the number of thoughts",
+    "size": "decoders of three sizes, with thoughts and without",
 }
 
 
