@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.reproduce.recipe import options_of, parser_of
 from benchmarks.reproduce.sweeps import AR, Cell, base_settings, options_of_sweeps, scored, sweep
-from benchmarks.reproduce.sweeps_report import difference, final_page, found, mean, reference_line
+from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_hat, mean, reference_line
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation import information
 from ltm_pyro.training import LoadedRun
@@ -63,21 +63,22 @@ def _markdown(result: dict[str, Any]) -> list[str]:
         "evaluation; fresh noise, log σ² from 0. N_z counts the thoughts of all "
         f"{settings['decoder']['layers']} layers, each {settings['decoder']['thought_width']} wide.",
         "",
-        "| N_z | reconstruction (no KL) | KL | elbo | iwae | prequential | prequential − AR | active units | "
-        "I(x; z), nats a sequence | parameters |",
-        f"| --- |{' --- |' * 9}",
-        f"| none: AR, same window | – | – | – | – | likelihood {mean(reference, 'likelihood')} | – | – | – | "
+        "| N_z | reconstruction (no KL) | KL | elbo | iwae | k̂ of iwae | prequential | prequential − AR | "
+        "active units | I(x; z), nats a sequence | parameters |",
+        f"| --- |{' --- |' * 10}",
+        f"| none: AR, same window | – | – | – | – | – | likelihood {mean(reference, 'likelihood')} | – | – | – | "
         f"{reference[0]['parameters']:,} |",
     ]
     for number in dict.fromkeys(row["thoughts"] for row in rows if row["kind"] == "ltm"):
         cell = found(rows, thoughts=number)
-        values = " | ".join(mean(cell, name) for name in PROTOCOLS)
+        values = [mean(cell, name) for name in PROTOCOLS]
+        values.insert(-1, k_hat(cell))
         told = [row["information"] for row in cell]
         active = ", ".join(str(one["active_units"]) for one in told)
         shared = ", ".join(f"{one['mutual_information']:.2f}" for one in told)
         lines.append(
-            f"| {number} | {values} | {difference(cell, reference, 'prequential')} | {active} of {told[0]['units']} "
-            f"| {shared} | {cell[0]['parameters']:,} |"
+            f"| {number} | {' | '.join(values)} | {difference(cell, reference, 'prequential')} "
+            f"| {active} of {told[0]['units']} | {shared} | {cell[0]['parameters']:,} |"
         )
     limit = next(row["information"]["mutual_information_limit"] for row in rows if row["kind"] == "ltm")
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.reproduce.recipe import options_of, parser_of
 from benchmarks.reproduce.sweeps import AR, FRESH, Cell, base_settings, options_of_sweeps, scored, sweep
-from benchmarks.reproduce.sweeps_report import difference, final_page, found, mean
+from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_hat, mean
 from ltm_pyro.data import Data
 from ltm_pyro.presets import PRESETS
 from ltm_pyro.training import LoadedRun
@@ -65,14 +65,15 @@ def _markdown(result: dict[str, Any]) -> list[str]:
         "from 0.",
         "",
         "| size | layers | model | parameters | training FLOPs per token | reconstruction (no KL) | KL | elbo | iwae | "
-        "prequential, or AR's likelihood | difference to AR |",
-        f"| --- |{' --- |' * 10}",
+        "k̂ of iwae | prequential, or AR's likelihood | difference to AR |",
+        f"| --- |{' --- |' * 11}",
     ]
     for size in dict.fromkeys(row["size"] for row in rows):
         ltm, ar = (found(rows, size=size, model=model) for model in ("ltm", "ar"))
         for cell in (ltm, ar):
             thoughtful = cell is ltm
             values = [mean(cell, name) if thoughtful else "–" for name in PROTOCOLS]
+            values.append(k_hat(cell) if thoughtful else "–")
             values.append(mean(cell, "prequential" if thoughtful else "likelihood"))
             values.append(difference(ltm, ar, "prequential") if thoughtful else "–")
             lines.append(

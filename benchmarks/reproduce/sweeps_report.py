@@ -15,7 +15,7 @@ from benchmarks.reproduce.recipe import machine_line, write
 from ltm_pyro.config import Settings
 from ltm_pyro.evaluation.protocols import ratio
 
-__all__ = ["difference", "final_page", "found", "mean", "reference_line"]
+__all__ = ["difference", "final_page", "found", "k_hat", "mean", "reference_line"]
 
 
 def found(rows: Iterable[dict[str, Any]], **about: Any) -> list[dict[str, Any]]:
@@ -27,6 +27,12 @@ def found(rows: Iterable[dict[str, Any]], **about: Any) -> list[dict[str, Any]]:
 def mean(rows: Sequence[dict[str, Any]], name: str) -> str:
     """``mean ± s.e. over seeds (s.e. over sequences)`` of a score; the second is that of one seed, on average."""
     return _cell([row["scores"][name]["value"] for row in rows], [row["scores"][name]["se"] for row in rows])
+
+
+def k_hat(rows: Sequence[dict[str, Any]]) -> str:
+    """Pareto shape of iwae's weights, the median over sequences, averaged over seeds; above 0.7 they are unreliable."""
+    values = [row["k_hat_median"] for row in rows if row["k_hat_median"] is not None]
+    return f"{statistics.mean(values):.2f}" if values else "–"
 
 
 def difference(
@@ -61,10 +67,10 @@ def final_page(
 
     def page(result: dict[str, Any]) -> str:
         seeds = len({row["seed"] for row in result["rows"]})
-        asked = result["options"]
+        asked, training = result["options"], result["settings"]["training"]
         notes = [
-            f"Nats per token of {len(rows[0]['num_scored'])} validation sequences. Mean over {seeds} seed(s) ± its "
-            "standard error over seeds, and in brackets the standard error over sequences within a seed. "
+            f"{training['steps']} slow steps of {training['batch_size']} sequences. Nats per token of "
+            f"{len(result['rows'][0]['num_scored'])} validation sequences. {_seeds(seeds)} "
             f"S = {asked['samples']} draws (`iwae`: {asked['weights']}), `prequential` in blocks of "
             f"{asked['block_size']} tokens.",
             "",
@@ -92,6 +98,15 @@ def reference_line(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     """The autoregressive model's likelihood, which a model with thoughts has to beat, as a dashed line."""
     value = statistics.mean(row["scores"]["likelihood"]["value"] for row in rows)
     axis.axhline(value, color="black", linewidth=0.9, linestyle="--", label="AR, same window (likelihood)")
+
+
+def _seeds(count: int) -> str:
+    if count == 1:
+        return "One seed; in brackets the standard error over sequences."
+    return (
+        f"Mean over {count} seeds ± its standard error over them, and in brackets the standard error over sequences "
+        "within a seed."
+    )
 
 
 def _paired(row: dict[str, Any], other: dict[str, Any], name: str, other_name: str) -> tuple[float, float]:
