@@ -92,8 +92,8 @@ def _changes(rows: list[dict[str, Any]]) -> list[str]:
         f"| --- |{' --- |' * 5}",
     ]
     for noise, train in dict.fromkeys((row["noise"], row["train_fast_steps"]) for row in thoughtful):
-        ends = [found(rows, noise=noise, train_fast_steps=train, eval_fast_steps=steps) for steps in (many, few)]
-        lines.append(f"| {noise} | {train} | {' | '.join(difference(*ends, name, name) for name in PROTOCOLS)} |")
+        least, most = (found(rows, noise=noise, train_fast_steps=train, eval_fast_steps=steps) for steps in (few, many))
+        lines.append(f"| {noise} | {train} | {' | '.join(difference(most, least, name, name) for name in PROTOCOLS)} |")
     return lines
 
 
