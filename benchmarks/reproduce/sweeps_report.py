@@ -69,13 +69,14 @@ def final_page(
         seeds = len({row["seed"] for row in result["rows"]})
         asked, training = result["options"], result["settings"]["training"]
         weights = f" (`iwae`: {asked['weights']})" if any("iwae" in row["scores"] for row in result["rows"]) else ""
+        bounds = "and `iwae` are upper bounds" if weights else "is an upper bound"
         notes = [
             f"{training['steps']} slow steps of {training['batch_size']} sequences. Nats per token of "
             f"{len(result['rows'][0]['num_scored'])} validation sequences. {_seeds(seeds)} "
             f"S = {asked['samples']} draws{weights}, `prequential` in blocks of {asked['block_size']} tokens.",
             "",
             "`likelihood` is the exact −log p(x) of the autoregressive model, `prequential` a probability, too: these "
-            f"two compare. `elbo` {'and `iwae` are upper bounds' if weights else 'is an upper bound'} on −log p(x), which the thoughts of the text itself give. "
+            f"two compare. `elbo` {bounds} on −log p(x), which the thoughts of the text itself give. "
             "`reconstruction` is the first term of `elbo` alone: it leaves the KL out, bounds nothing, and is no "
             "perplexity.",
         ]
