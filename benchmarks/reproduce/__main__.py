@@ -12,6 +12,9 @@ NAMES = {
     "corpora": "the same comparison on real text, which you name",
     "langevin-vae": "local VB, VAEs with cures for collapse, and Langevin dynamics train the same decoder",
     "probe": "which layer's thoughts hold the text: reconstruction by layers, swaps, interpolation",
+    "steps": "quality against T_fast at training and at evaluation, and which number falls with more of them",
+    "latents": "quality against the number of thoughts",
+    "size": "decoders of three sizes, with thoughts and without",
 }
 
 
