@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from ltm_pyro.cli.options import (
     column_option,
     device_option,
@@ -18,7 +19,7 @@ from ltm_pyro.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ltm_pyro.evaluation.second_model import SecondModel
+    from ltm_pyro.evaluation.generation.second_model import SecondModel
     from ltm_pyro.training import LoadedRun
 
 __all__ = ["command"]
@@ -126,7 +127,6 @@ def command(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
 
     from ltm_pyro.cli.render import console, notices
-
     from ltm_pyro.data.files import optional_import
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
     from ltm_pyro.evaluation.sources import validation_data
@@ -195,8 +195,8 @@ def command(
 
 def _second_model(name: str, loaded: LoadedRun, device: str, samples: int, seed: int) -> SecondModel:
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.evaluation.huggingface import HuggingFaceModel, is_huggingface
-    from ltm_pyro.evaluation.second_model import RunModel
+    from ltm_pyro.evaluation.generation.huggingface import HuggingFaceModel, is_huggingface
+    from ltm_pyro.evaluation.generation.second_model import RunModel
     from ltm_pyro.training import load_run
 
     if name != "self" and not Path(name).exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from ltm_pyro.cli.options import (
     batch_size_option,
     column_option,
@@ -19,7 +20,7 @@ from ltm_pyro.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ltm_pyro.evaluation import FittedThoughts
+    from ltm_pyro.evaluation.probes import FittedThoughts
 
 __all__ = ["command"]
 
@@ -99,10 +100,10 @@ def command(
     """
     from ltm_pyro.cli.probe_tables import plot_layers, show_probes
     from ltm_pyro.cli.render import console, notices
-
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.evaluation import fit_thoughts, probe_layers, validation_data
-    from ltm_pyro.evaluation.interpolation import PATHS, interpolate
+    from ltm_pyro.evaluation import validation_data
+    from ltm_pyro.evaluation.probes import fit_thoughts, probe_layers
+    from ltm_pyro.evaluation.probes.interpolation import PATHS, interpolate
     from ltm_pyro.language_model import ThoughtLanguageModel
     from ltm_pyro.training import load_run
 
@@ -160,7 +161,7 @@ def _swap(
     fitted: FittedThoughts, decode: Callable[[Sequence[int]], str], fables: bool, texts: bool, max_tokens: int
 ) -> dict[str, Any]:
     """The swap matrix; of the fables the facts of mixed texts, by both readings; and the texts if asked for."""
-    from ltm_pyro.evaluation import agreement, facts_of, mentions, mixed_texts, read_fable, swap_thoughts
+    from ltm_pyro.evaluation.probes import agreement, facts_of, mentions, mixed_texts, read_fable, swap_thoughts
 
     row = swap_thoughts(fitted).to_dict()
     if not texts and not fables:

@@ -12,7 +12,8 @@ from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.probe_report import draw, table
 from benchmarks.reproduce.recipe import options_of, parser_of, read_data, trained, write
 from ltm_pyro.data import Data
-from ltm_pyro.evaluation import evaluate, fit_thoughts, interpolate, probe_layers, swap_thoughts
+from ltm_pyro.evaluation import evaluate
+from ltm_pyro.evaluation.probes import fit_thoughts, interpolate, probe_layers, swap_thoughts
 from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun
 

@@ -18,7 +18,7 @@ from ltm_pyro.evaluation.generation import (
     compare_statistics,
     write_texts,
 )
-from ltm_pyro.evaluation.second_model import RunModel
+from ltm_pyro.evaluation.generation.second_model import RunModel
 
 
 @pytest.fixture(scope="module")

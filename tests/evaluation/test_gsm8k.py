@@ -23,7 +23,7 @@ from tiny_runs import new_trainer, tiny_data
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.gsm8k import Problem, Solved, load_problems, pass_rates, prompt_text, solution_of, solve
-from ltm_pyro.evaluation.pass_at_k import pass_at_k
+from ltm_pyro.evaluation.gsm8k.pass_at_k import pass_at_k
 from ltm_pyro.language_model import LanguageModel
 from ltm_pyro.training import load_run
 

@@ -23,7 +23,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import block_log_probs
-from ltm_pyro.evaluation.harness_options import cut, read_generation
+from ltm_pyro.evaluation.harness.options import cut, read_generation
 from ltm_pyro.training import LoadedRun, load_run
 
 lm_eval = pytest.importorskip("lm_eval", reason="the harness is an extra: pip install 'ltm-pyro[lm-eval]'")

@@ -14,8 +14,8 @@ from ltm_pyro.data.corpora import Split
 from ltm_pyro.data.hub import HubCorpus
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.answers import MARK, final_number, marked_number
-from ltm_pyro.evaluation.pass_at_k import mean_and_error, pass_at_k
+from ltm_pyro.evaluation.gsm8k.answers import MARK, final_number, marked_number
+from ltm_pyro.evaluation.gsm8k.pass_at_k import mean_and_error, pass_at_k
 from ltm_pyro.language_model import LanguageModel
 
 __all__ = ["EXTRACTIONS", "Problem", "Solved", "load_problems", "pass_rates", "prompt_text", "solution_of", "solve"]

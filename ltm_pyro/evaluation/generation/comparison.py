@@ -12,9 +12,9 @@ import numpy as np
 from ltm_pyro.data import SequenceDataset, Tokenizer
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation import text_statistics as statistics
-from ltm_pyro.evaluation.mauve import mauve
-from ltm_pyro.evaluation.second_model import SecondModel
+from ltm_pyro.evaluation.generation import text_statistics as statistics
+from ltm_pyro.evaluation.generation.mauve import mauve
+from ltm_pyro.evaluation.generation.second_model import SecondModel
 
 if TYPE_CHECKING:
     from ltm_pyro.language_model import LanguageModel

@@ -15,7 +15,7 @@ import torch
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.harness_options import cut, read_generation
+from ltm_pyro.evaluation.harness.options import cut, read_generation
 from ltm_pyro.evaluation.texts import pieces_of_texts, scored_ends
 from ltm_pyro.training.run import load_run
 from ltm_pyro.values import at_least, nearest, read_value, within
