@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import machine
 from ltm_pyro.cli.render import draw_samples
+
+from benchmarks.measure import machine
 from ltm_pyro.training import RunDirectory, load_run
 from ltm_pyro.training.curves import draw_curves, read_curves
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from ltm_pyro.cli.options import (
     column_option,
     device_option,
@@ -127,6 +126,7 @@ def command(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
 
     from ltm_pyro.cli.render import console, notices
+
     from ltm_pyro.data.files import optional_import
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
     from ltm_pyro.evaluation.sources import validation_data

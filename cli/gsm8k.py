@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from ltm_pyro.cli.options import (
     device_option,
     fast_steps_option,
@@ -112,6 +111,7 @@ def command(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
 
     from ltm_pyro.cli.render import console, notices
+
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation.gsm8k import load_problems, pass_rates, solve
     from ltm_pyro.training import load_run

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from ltm_pyro.cli.options import (
     batch_size_option,
     column_option,
@@ -100,6 +99,7 @@ def command(
     """
     from ltm_pyro.cli.probe_tables import plot_layers, show_probes
     from ltm_pyro.cli.render import console, notices
+
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation import validation_data
     from ltm_pyro.evaluation.probes import fit_thoughts, probe_layers

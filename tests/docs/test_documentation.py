@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import click
 import pytest
 import torch
+from ltm_pyro.cli.main import cli, main
 
 import ltm_pyro
-from ltm_pyro.cli.main import cli, main
 from ltm_pyro.config import ComponentSettings, Settings
 from ltm_pyro.data.corpora import FABLES_DOCUMENTS
 from ltm_pyro.guides import GUIDES
