@@ -296,7 +296,8 @@ def test_bad_arguments_are_told(arguments: dict[str, Any], message: str):
 
 
 def test_a_missing_harness_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "ltm_pyro.evaluation.harness")
+    for name in ("harness", "harness.model"):
+        monkeypatch.delitem(sys.modules, f"ltm_pyro.evaluation.{name}")
     monkeypatch.setitem(sys.modules, "lm_eval.models", None)
     with pytest.raises(LTMError, match=r"pip install 'ltm-pyro\[lm-eval\]'"):
         importlib.import_module("ltm_pyro.evaluation.harness")

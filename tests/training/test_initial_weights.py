@@ -37,16 +37,16 @@ def test_the_weights_are_those_of_the_runs_last_checkpoint_and_the_optimiser_is_
 def test_a_checkpoint_inside_a_run_may_be_named(tmp_path: Path, data: Data, base: Trainer):
     place = base.run.path / "checkpoints" / "step-00000002"
     trainer = finetuning(tmp_path / "run", data, place)
-    state = {**trainer.model.state_dict(prefix="model."), **trainer.guide.state_dict(prefix="guide.")}
+    state = {**trainer.learner.model.state_dict(prefix="model."), **trainer.learner.guide.state_dict(prefix="guide.")}
     assert_same_tensors(state, read_checkpoint(place).model)
 
 
 def test_training_goes_on_from_them_and_leaves_the_other_run_alone(tmp_path: Path, data: Data, base: Trainer):
     before = weights_of(base)
     trainer = finetuning(tmp_path / "run", data, base.run.path)
-    first = trainer.model.decoder.embedding.weight.clone()
+    first = trainer.learner.model.decoder.embedding.weight.clone()
     assert trainer.fit()
-    assert not first.equal(trainer.model.decoder.embedding.weight)
+    assert not first.equal(trainer.learner.model.decoder.embedding.weight)
     assert_same_tensors(weights_of(base), before)
     rows = [row for row in trainer.metrics.rows() if row["split"] == "validation"]
     ends = [row for row in base.metrics.rows() if row["split"] == "validation"]
