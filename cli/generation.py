@@ -103,7 +103,6 @@ def command(
 
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
     from ltm_pyro.evaluation.sources import validation_data
-    from ltm_pyro.language_model import ThoughtLanguageModel
     from ltm_pyro.training import load_run
 
     loaded = load_run(run, device=device)
@@ -147,7 +146,7 @@ def command(
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
-        "fast_steps": model.svi.fast_steps(fast_steps) if isinstance(model, ThoughtLanguageModel) else None,
+        "fast_steps": model.about_inference(fast_steps).get("fast_steps"),
         "seed": seed,
     }
     for part in parts:

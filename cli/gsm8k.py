@@ -86,8 +86,9 @@ def command(
     pass@k, the chance that one of k answers is right, is estimated without bias from the S draws.
 
     \b
-    strict    the number after #### is the problem's
-    flexible  that, or where there is none the last number of the text
+    strict     the number after #### is the problem's
+    flexible   that, or where there is none the last number of the text
+    by chance  the same answers held against the other problems: what guessing brings
 
     \b
     Examples:
@@ -135,8 +136,9 @@ def command(
         if texts is not None:
             _write(texts, "a", count, solved)
         results.append({"shots": count, **pass_rates(solved, samples, wanted)})
+    fast = loaded.language_model.about_inference(fast_steps).get("fast_steps")
     row: dict[str, Any] = {"run": run, "step": loaded.step, "data": data, "examples": told if known else None}
-    row |= {"samples": samples, "k": wanted, "fast_steps": loaded.svi.fast_steps(fast_steps), "seed": seed}
+    row |= {"samples": samples, "k": wanted, "seed": seed, "fast_steps": fast}
     row |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "results": results}
     if as_json:
         click.echo(json.dumps(row))
@@ -178,14 +180,16 @@ def _show(out: Console, row: dict[str, Any]) -> None:
             cells = [_percent(result[extraction][rate], result[extraction][f"{rate}_se"]) for rate in rates]
             table.add_row(*about, extraction, *cells)
             about = [""] * len(about)
+            table.add_row(*about, "by chance", *(_percent(result[extraction][f"{rate}_chance"]) for rate in rates))
     out.print(table)
     kept = "".join(f", {name.replace('_', '-')} {row[name]}" for name in ("top_k", "top_p") if row[name] is not None)
+    fit = "" if row["fast_steps"] is None else f"T_fast = {row['fast_steps']}, "
     out.print(
-        f"{row['results'][0]['problems']} problems, {row['samples']} draws each, T_fast = {row['fast_steps']}, "
+        f"{row['results'][0]['problems']} problems, {row['samples']} draws each, {fit}"
         f"seed {row['seed']}, temperature {row['temperature']:g}{kept}, at most {row['max_tokens']} tokens",
         highlight=False,
     )
 
 
-def _percent(value: float, error: float | None) -> str:
-    return f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"
+def _percent(value: float | None, error: float | None = None) -> str:
+    return "" if value is None else f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"

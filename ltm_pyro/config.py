@@ -167,7 +167,6 @@ class TrainingSettings:
     """The slow steps and what happens around them.
 
     Args:
-        init_from: run or checkpoint whose weights the model starts from; None draws them.
         steps: slow steps.
         batch_size: sequences per slow step.
         micro_batch_size: sequences inferred at once (gradient accumulation); None is all.
@@ -178,6 +177,7 @@ class TrainingSettings:
         beta1: AdamW's first moment decay.
         beta2: AdamW's second moment decay.
         clip_norm: the gradient's norm is clipped to this; None leaves it.
+        init_from: run or checkpoint whose weights the model starts from; None draws them.
         seed: of weights, data order and noise.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:K``.
         dtype: ``float32``, or ``bfloat16`` for the decoder's products (autocast).
@@ -189,7 +189,6 @@ class TrainingSettings:
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
     """
 
-    init_from: str | None = None
     steps: int = 1000
     batch_size: int = 8
     micro_batch_size: int | None = None
@@ -200,6 +199,7 @@ class TrainingSettings:
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float | None = 1.0
+    init_from: str | None = None
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"

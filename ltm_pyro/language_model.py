@@ -41,7 +41,7 @@ class LanguageModel(ABC):
     Class attributes: ``kind`` is the model's name on the command line; ``protocols`` are those that `evaluate` can
     report, and ``default_protocols`` those that it does report unless told otherwise; ``comparable`` is the one that
     compares between kinds of model, a probability of the text or a bound on it; ``exact`` says whether `predict` gives
-    probabilities rather than lower bounds.
+    probabilities rather than lower bounds; ``validation_samples`` is S of the validations of a training.
     """
 
     kind: ClassVar[str]
@@ -49,6 +49,7 @@ class LanguageModel(ABC):
     default_protocols: ClassVar[tuple[Protocol, ...]]
     comparable: ClassVar[Protocol]
     exact: ClassVar[bool] = True
+    validation_samples: ClassVar[int] = 1
 
     @property
     @abstractmethod

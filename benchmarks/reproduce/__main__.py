@@ -7,6 +7,8 @@ import sys
 
 NAMES = {
     "fables": "LTM, AR and MDLM beside the fables' exact entropy, at equal tokens and at equal FLOPs",
+    "tokens": "sample efficiency: the fables' comparison by training tokens",
+    "flops": "compute efficiency: the fables' comparison by training FLOPs",
     "corpora": "the same comparison on real text, which you name",
     "zero-shot": "perplexity of corpora that were not trained on, and LAMBADA's last word",
     "gsm8k": "pass@k of grade-school problems after finetuning, beside what guessing has",

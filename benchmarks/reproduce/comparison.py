@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from ltm_pyro.language_model import ThoughtLanguageModel
 from ltm_pyro.training import LoadedRun
 from ltm_pyro.training.learners import build_learner
 
-__all__ = ["MODELS", "compare_models", "comparison_table", "draw_comparison", "options_of_scores"]
+__all__ = [
+    "MODELS",
+    "TITLES",
+    "Comparison",
+    "comparison_table",
+    "draw_comparison",
+    "draw_curves",
+    "options_of_scores",
+    "title_of",
+]
 
 MODELS: dict[str, dict[str, Any]] = {
     "ltm": {},
@@ -32,50 +42,72 @@ TITLES = {
     "ar-full": "AR, full attention",
     "mdlm": "MDLM",
 }
+COLOURS = {"ltm": "#0072B2", "ar": "#D55E00", "ar-full": "#E69F00", "mdlm": "#009E73"}
 
 
-def options_of_scores(parser: argparse.ArgumentParser, *, sequences: int | None = None) -> None:
+def options_of_scores(parser: argparse.ArgumentParser, *, sequences: int = 64) -> None:
     """How the models are scored."""
-    parser.add_argument("--samples", type=int, default=16, help="draws of z of elbo and prequential")
-    parser.add_argument("--weights", type=int, default=100, help="draws of z of iwae")
+    parser.add_argument("--samples", type=int, default=8, help="draws of z of elbo and prequential")
+    parser.add_argument("--weights", type=int, default=64, help="draws of z of iwae")
     parser.add_argument("--masks", type=int, default=32, help="masks of MDLM for each sequence")
     parser.add_argument("--eval-steps", type=int, default=16, help="T_fast at evaluation")
-    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
+    parser.add_argument("--block-size", type=int, default=64, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
     parser.add_argument("--sequences", type=int, default=sequences, help="validation sequences, spread over all of it")
 
 
-def compare_models(base: Settings, seeds: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trains and scores every model at equal tokens, and the baselines at the LTM's FLOPs, for each seed.
+class Comparison:
+    """Every model trained and scored at the same budgets.
 
     Args:
         base: settings of the LTM.
-        seeds: how many, from 0.
-        options: ``runs``, ``samples``, ``weights`` (draws of iwae), ``masks``, ``block_size``, ``eval_steps`` and
-            ``sequences`` (None is all).
+        options: ``runs``, ``device``, ``samples``, ``weights`` (draws of iwae), ``masks``, ``block_size``,
+            ``eval_steps``, ``batch_size`` and ``sequences`` (None is all).
+        budgets: what the baselines have as much of as the LTM: ``tokens``, ``flops``.
     """
-    rows = []
-    for seed in range(seeds):
-        settings = base.updated({"training.seed": seed, "training.device": options.device})
-        data = read_data(settings)
-        indices = _chosen(len(data.validation), options.sequences)
-        entropy = None
-        if settings.data.source == "fables":
-            entropy = generator_entropy(data.validation, indices, data.tokenizer)
-        flops = training_flops(settings, data)
-        for model, budget in [(m, "tokens") for m in MODELS] + [(m, "flops") for m in MODELS if m != "ltm"]:
-            changed = settings.updated(MODELS[model])
-            if model == "ar-full":
-                changed = changed.updated({"decoder.window": settings.data.sequence_length})
-            if budget == "flops":
-                changed = changed.updated({"training.steps": steps_within(changed, data, flops)})
-            run = trained(changed, data, options.runs / f"{model}-{budget}-{seed}")
-            row = {"model": model, "budget": budget, "seed": seed, "generator_entropy": entropy}
-            row |= _spent(run, options.runs / f"{model}-{budget}-{seed}")
-            row |= _scores(run, data, indices, options)
-            rows.append(row)
-            print(_progress(row), flush=True)
-    return rows
+
+    def __init__(self, base: Settings, options: argparse.Namespace, budgets: Sequence[str] = ("tokens", "flops")):
+        self.base = base
+        self.options = options
+        self.budgets = budgets
+
+    def settings(self, seed: int) -> Settings:
+        """Of the LTM of a seed."""
+        return self.base.updated({"training.seed": seed, "training.device": self.options.device})
+
+    @staticmethod
+    def of_model(settings: Settings, model: str) -> Settings:
+        """The LTM's settings made those of another model."""
+        full = {"decoder.window": settings.data.sequence_length} if model == "ar-full" else {}
+        return settings.updated(MODELS[model] | full)
+
+    def rows(self, seeds: int) -> list[dict[str, Any]]:
+        """Scores, training curves and costs of every model, budget and seed."""
+        found = []
+        for seed in range(seeds):
+            settings = self.settings(seed)
+            data = read_data(settings)
+            indices = _chosen(len(data.validation), self.options.sequences)
+            entropy = None
+            if settings.data.source == "fables":
+                entropy = generator_entropy(data.validation, indices, data.tokenizer)
+            flops = training_flops(settings, data)
+            for model, budget in self._trainings():
+                changed = self.of_model(settings, model)
+                if budget == "flops" and model != "ltm":
+                    changed = changed.updated({"training.steps": steps_within(changed, data, flops)})
+                # The LTM is the measure of both budgets.
+                folder = self.options.runs / f"{model}-{'tokens' if model == 'ltm' else budget}-{seed}"
+                run = trained(changed, data, folder)
+                row = {"model": model, "budget": budget, "seed": seed, "generator_entropy": entropy}
+                row |= _spent(run, folder) | _scores(run, data, indices, self.options)
+                found.append(row)
+                print(_progress(row), flush=True)
+        return found
+
+    def _trainings(self) -> list[tuple[str, str]]:
+        first, *others = self.budgets
+        return [(m, first) for m in MODELS] + [(m, budget) for budget in others for m in MODELS if m != "ltm"]
 
 
 def training_flops(settings: Settings, data: Data) -> int:
@@ -114,7 +146,7 @@ def comparison_table(result: dict[str, Any]) -> str:
             values = [row["scores"][name] for row in found]
             cells = " | ".join(_cell(v["value"], v["se"]) for v in values)
             lines.append(
-                f"| {_title(model, budget)} | {name} | {cells} | {_mean([v['value'] for v in values])} "
+                f"| {title_of(model, budget)} | {name} | {cells} | {_mean([v['value'] for v in values])} "
                 f"| {found[0]['steps']} | {found[0]['training_tokens']:,} | {found[0]['training_flops']:.2e} |"
             )
     notes = [
@@ -141,34 +173,33 @@ def comparison_table(result: dict[str, Any]) -> str:
             if name not in ("reconstruction", "kl"):
                 values = [_difference(row, rows, name) for row in found]
                 cells = " | ".join(f"{value:+.4f} ± {error:.4f}" for value, error in values)
-                notes.append(f"| {_title(model, budget)} | {name} | {cells} | {_mean([v for v, _ in values], '+')} |")
+                notes.append(f"| {title_of(model, budget)} | {name} | {cells} | {_mean([v for v, _ in values], '+')} |")
     return "\n".join([f"# {result['title']}", "", *lines, *notes, "", machine_line(result), ""])
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Validation curves against tokens and against FLOPs, the mean over seeds, the generator's entropy below."""
+    """Validation curves against tokens and against FLOPs."""
+    draw_curves(result, path, ("tokens", "flops"))
+
+
+def draw_curves(result: dict[str, Any], path: Path, budgets: Sequence[str]) -> None:
+    """Validation curves of every seed against each budget; the generator's entropy, where it is known, below."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = {"ltm": "elbo", "ar": "likelihood", "ar-full": "likelihood", "mdlm": "nelbo"}
-    colours = {"ltm": "#0072B2", "ar": "#D55E00", "ar-full": "#E69F00", "mdlm": "#009E73"}
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, budget, unit in zip(axes, ("tokens", "flops"), ("training tokens", "training FLOPs"), strict=True):
-        for model, colour in colours.items():
-            curves = [r["curve"] for r in result["rows"] if r["model"] == model and r["budget"] in (budget, "tokens")]
-            if budget == "flops" and model != "ltm":
-                curves = [r["curve"] for r in result["rows"] if r["model"] == model and r["budget"] == "flops"]
-            label = f"{TITLES[model]} ({names[model]})"
-            for number, curve in enumerate(curves):
-                x, y = (curve[f"training_{budget}"], curve["value"])
-                axis.plot(x, y, color=colour, alpha=0.8, linewidth=1.2, label=label if number == 0 else None)
+    figure = Figure(figsize=(4.8 * len(budgets), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
+    for axis, budget in zip(axes, budgets, strict=True):
+        for model, colour in COLOURS.items():
+            found = [r for r in result["rows"] if r["model"] == model and (model == "ltm" or r["budget"] == budget)]
+            for number, curve in enumerate(row["curve"] for row in found):
+                label = f"{TITLES[model]} ({curve['protocol']})" if number == 0 else None
+                x = curve[f"training_{budget}"]
+                axis.plot(x, curve["value"], color=colour, alpha=0.8, linewidth=1.2, label=label)
         if result["rows"][0]["generator_entropy"] is not None:
-            entropies = {r["seed"]: r["generator_entropy"] for r in result["rows"]}
-            axis.axhline(
-                statistics.mean(entropies.values()), color="black", linewidth=0.8, linestyle=":", label="generator"
-            )
-        axis.set_xlabel(unit)
+            level = statistics.mean({r["seed"]: r["generator_entropy"] for r in result["rows"]}.values())
+            axis.axhline(level, color="black", linewidth=0.8, linestyle=":", label="generator (exact)")
+        axis.set_xlabel("training tokens" if budget == "tokens" else "training FLOPs (multiply-add = 2)")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation, nats per token")
     axes[0].legend(fontsize=7)
@@ -260,7 +291,8 @@ def _difference(row: dict[str, Any], rows: list[dict[str, Any]], name: str) -> t
     return float(ratio), float(variance.sqrt())
 
 
-def _title(model: str, budget: str) -> str:
+def title_of(model: str, budget: str) -> str:
+    """A model and what its training was equal in."""
     return TITLES[model] if model == "ltm" else f"{TITLES[model]}, equal {'tokens' if budget == 'tokens' else 'FLOPs'}"
 
 

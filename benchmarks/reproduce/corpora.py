@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.comparison import compare_models, comparison_table, draw_comparison, options_of_scores
-from benchmarks.reproduce.recipe import options_of, parser_of, write, write_fables
+from benchmarks.reproduce.comparison import Comparison, comparison_table, draw_comparison, options_of_scores
+from benchmarks.reproduce.fables import shrink
+from benchmarks.reproduce.recipe import options_of, parser_of, plain, write, write_fables
 from ltm_pyro.presets import preset
 
 # Three layers of the smallest decoder that the GPT-2 vocabulary leaves time for, in half precision.
@@ -39,14 +39,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokenizer", default="train", metavar="T", help="path or hub name (default: train one)")
     parser.add_argument("--title", default="Real text and three kinds of model")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300, help="slow steps of the LTM")
-    options_of_scores(parser, sequences=64)
+    parser.add_argument("--steps", type=int, default=100, help="slow steps of the LTM")
+    options_of_scores(parser, sequences=32)
     options = options_of(parser, arguments)
     if options.smoke:
         options.train = str(write_fables(options.runs / "train.txt", 60))
         options.validation = str(write_fables(options.runs / "validation.txt", 20, split="validation"))
-        options.seeds, options.steps, options.samples, options.weights, options.masks = 1, 2, 1, 2, 1
-        options.eval_steps, options.block_size, options.sequences = 1, 128, 2
+        shrink(options)
     if not (options.train and options.validation):
         parser.error("--train and --validation name the text to train and to score on")
     changes = SMALL | (SMOKE if options.smoke else {})
@@ -59,7 +58,6 @@ def main(arguments: list[str]) -> None:
         "training.checkpoint_every": max(options.steps // 4, 1),
     }
     base = preset("tiny").updated(changes)
-    rows = compare_models(base, options.seeds, options)
-    about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    result = {"title": options.title, "options": about, "settings": base.to_dict(), "rows": rows}
+    rows = Comparison(base, options).rows(options.seeds)
+    result = {"title": options.title, "options": plain(options), "settings": base.to_dict(), "rows": rows}
     write(options, result, comparison_table, draw_comparison)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 from typing import Any
 
-from benchmarks.reproduce.comparison import compare_models, comparison_table, draw_comparison, options_of_scores
-from benchmarks.reproduce.recipe import options_of, parser_of, write
+from benchmarks.reproduce.comparison import Comparison, comparison_table, draw_comparison, options_of_scores
+from benchmarks.reproduce.recipe import options_of, parser_of, plain, write
+from ltm_pyro.config import Settings
 from ltm_pyro.presets import preset
 
 SMOKE: dict[str, Any] = {
@@ -26,16 +27,30 @@ def main(arguments: list[str]) -> None:
     """Trains, scores and writes fables.{json,md,svg}."""
     parser = parser_of("fables", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200, help="slow steps of the LTM")
+    parser.add_argument("--steps", type=int, default=150, help="slow steps of the LTM")
     options_of_scores(parser)
     options = options_of(parser, arguments)
-    base = preset("tiny").updated({"training.eval_every": max(options.steps // 8, 1)})
+    shrink(options)
+    base = base_settings(options)
+    rows = Comparison(base, options).rows(options.seeds)
+    title = "Fables: true entropy and three kinds of model"
+    result = {"title": title, "options": plain(options), "settings": base.to_dict(), "rows": rows}
+    write(options, result, comparison_table, draw_comparison)
+
+
+def base_settings(options: argparse.Namespace) -> Settings:
+    """The LTM on fables."""
+    changes = SMOKE if options.smoke else {}
+    changes = changes | {
+        "training.steps": options.steps,
+        "training.eval_every": max(options.steps // 8, 1),
+        "training.checkpoint_every": max(options.steps // 4, 1),
+    }
+    return preset("tiny").updated(changes)
+
+
+def shrink(options: argparse.Namespace) -> None:
+    """Makes the options of a smoke run the least there are."""
     if options.smoke:
-        base = base.updated(SMOKE)
         options.seeds, options.steps, options.samples, options.weights, options.masks = 1, 2, 1, 2, 1
         options.eval_steps, options.block_size, options.sequences = 1, 128, 2
-    base = base.updated({"training.steps": options.steps, "training.checkpoint_every": max(options.steps // 4, 1)})
-    rows = compare_models(base, options.seeds, options)
-    about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    result = {"title": "Fables: true entropy and three kinds of model", "options": about, "settings": base.to_dict()}
-    write(options, result | {"rows": rows}, comparison_table, draw_comparison)

@@ -19,31 +19,46 @@ from ltm_pyro.data.corpora import Split
 from ltm_pyro.data.fables import generate
 from ltm_pyro.training import LoadedRun, RunDirectory, Trainer, load_run
 
-__all__ = ["RESULTS", "machine_line", "options_of", "parser_of", "read_data", "trained", "write", "write_fables"]
+__all__ = [
+    "RESULTS",
+    "machine_line",
+    "options_of",
+    "parser_of",
+    "plain",
+    "read_data",
+    "trained",
+    "write",
+    "write_fables",
+]
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def parser_of(name: str, about: str) -> argparse.ArgumentParser:
-    """Options that every recipe has."""
+def parser_of(name: str, about: str, *, runs: str | None = None) -> argparse.ArgumentParser:
+    """Options that every recipe has; ``runs`` names the recipe whose trainings this one shares."""
     parser = argparse.ArgumentParser(prog=f"just reproduce {name}", description=about)
     parser.add_argument("--smoke", action="store_true", help="seconds, not hours: shows only that the recipe works")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="where the trainings go, and are found again")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: benchmarks/results)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.set_defaults(name=name)
+    parser.set_defaults(name=name, shared=runs or name)
     return parser
 
 
 def options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """The parsed options; a smoke run writes where no recorded result is lost, and trains anew."""
     options = parser.parse_args(arguments)
-    place = Path("runs") / "reproduce" / (f"{options.name}-smoke" if options.smoke else options.name)
-    options.runs = options.runs or place
-    options.out = options.out or (place if options.smoke else RESULTS)
+    base, end = Path("runs") / "reproduce", "-smoke" if options.smoke else ""
+    options.runs = options.runs or base / f"{options.shared}{end}"
+    options.out = options.out or (base / f"{options.name}{end}" if options.smoke else RESULTS)
     torch.set_num_threads(options.threads)
     return options
+
+
+def plain(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as plain values, but for where runs and results are."""
+    return {k: v for k, v in vars(options).items() if k not in ("runs", "out", "shared")}
 
 
 def read_data(settings: Settings) -> Data:

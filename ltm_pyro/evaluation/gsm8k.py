@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,10 +50,14 @@ class Solved:
     fitted: int | None
     texts: tuple[str, ...]
 
-    def correct(self, extraction: str) -> int:
-        """How many of the texts have the problem's number, by one of the `EXTRACTIONS`."""
+    def numbers(self, extraction: str) -> list[Fraction | None]:
+        """The number that each text ends in, by one of the `EXTRACTIONS`."""
         read = {"strict": marked_number, "flexible": final_number}[extraction]
-        return sum(read(text) == self.problem.answer for text in self.texts)
+        return [read(text) for text in self.texts]
+
+    def correct(self, extraction: str) -> int:
+        """How many of the texts have the problem's number."""
+        return self.numbers(extraction).count(self.problem.answer)
 
 
 def load_problems(source: str, *, split: Split = "validation", documents: int | None = None) -> list[Problem]:
@@ -167,7 +172,9 @@ def solve(
 def pass_rates(solved: Sequence[Solved], samples: int, ks: Sequence[int]) -> dict[str, Any]:
     """The row of a report: counts, and pass@k by each extraction with its standard error over problems.
 
-    A problem that is too long is unsolved.
+    A problem that is too long is unsolved. ``pass@k_chance`` is what the same texts score when each problem's are held
+    against the numbers of the others, the mean over all pairs: what guessing the numbers that are common brings. It is
+    None for a single problem.
 
     Args:
         solved: one or more problems.
@@ -186,12 +193,17 @@ def pass_rates(solved: Sequence[Solved], samples: int, ks: Sequence[int]) -> dic
         "draws": sum(len(one.texts) for one in solved),
         "marked_draws": sum(marked_number(text) is not None for one in solved for text in one.texts),
     }
+    answers = Counter(one.problem.answer for one in solved)
     for extraction in EXTRACTIONS:
-        correct = [one.correct(extraction) for one in solved]
+        counts = [Counter(one.numbers(extraction)) for one in solved]
         rates: dict[str, float | None] = {}
         for k in ks:
-            mean, error = mean_and_error([pass_at_k(samples, count, k) for count in correct])
-            rates |= {f"pass@{k}": mean, f"pass@{k}_se": error}
+            values = [pass_at_k(samples, c[one.problem.answer], k) for one, c in zip(solved, counts, strict=True)]
+            mean, error = mean_and_error(values)
+            # Over all pairs, less each problem with itself.
+            pairs = sum(answers[n] * pass_at_k(samples, c[n], k) for c in counts for n in c if n is not None)
+            chance = (pairs - sum(values)) / (len(solved) * (len(solved) - 1)) if len(solved) > 1 else None
+            rates |= {f"pass@{k}": mean, f"pass@{k}_se": error, f"pass@{k}_chance": chance}
         row[extraction] = rates
     return row
 

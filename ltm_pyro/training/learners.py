@@ -151,7 +151,7 @@ class BaselineLearner(Learner):
         refuse_shared_weights(self.modules)
         self.optimizer = build_optimizer(self.modules, settings.training)
         if settings.decoder.compile:
-            self.model.network.compile()
+            self.model.network.hidden = torch.compile(self.model.network.hidden)  # type: ignore[method-assign]
 
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
         training = self.settings.training

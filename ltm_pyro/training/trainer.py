@@ -182,9 +182,11 @@ class Trainer:
     def _validate(self) -> None:
         training = self.settings.training
         self.learner.modules.eval()
-        report = self.learner.language_model(self.step).evaluate(
+        model = self.learner.language_model(self.step)
+        report = model.evaluate(
             self.data.validation,
             self._validation,
+            samples=model.validation_samples,
             batch_size=training.micro_batch_size or training.batch_size,
             seed=training.seed,
         )

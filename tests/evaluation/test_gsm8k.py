@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
+from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +23,7 @@ from tiny_runs import new_trainer, tiny_data
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.gsm8k import Problem, Solved, load_problems, pass_rates, prompt_text, solution_of, solve
+from ltm_pyro.evaluation.pass_at_k import pass_at_k
 from ltm_pyro.language_model import LanguageModel
 from ltm_pyro.training import load_run
 
@@ -123,6 +128,34 @@ def test_every_problem_of_gsm8k_is_read(shared_data: Path):
     assert problems[0].question.startswith("Natalia sold clips")
 
 
+def test_five_frequent_numbers_solve_as_many_problems_as_the_page_says(shared_data: Path):
+    problems = load_problems(str(shared_data / "gsm8k_train.jsonl.gz"))
+    known, asked = problems[:7000], problems[7000:]
+    frequent = [number for number, _ in Counter(problem.answer for problem in known).most_common(5)]
+    assert sorted(frequent) == [3, 4, 5, 6, 10]
+    assert len(asked) == 473
+    share = sum(problem.answer in frequent for problem in asked) / 473
+    assert share == pytest.approx(0.146, abs=5e-4)
+    assert math.sqrt(share * (1 - share) / 473) == pytest.approx(0.016, abs=5e-4)
+    assert frequent[0] == 6
+    assert sum(problem.answer == 6 for problem in asked) / 473 == pytest.approx(0.021, abs=5e-4)
+
+
+@pytest.mark.slow
+def test_problems_are_as_long_as_the_page_says(shared_data: Path):
+    problems = load_problems(str(shared_data / "gsm8k_train.jsonl.gz"))
+    gpt2 = Tokenizer.load(shared_data / "gpt2_tokenizer")
+    prompts = [len(ids) for ids in gpt2.encode_batch([prompt_text(p.question) for p in problems])]
+    whole = [len(ids) for ids in gpt2.encode_batch([f"{prompt_text(p.question)} {p.solution}\n\n" for p in problems])]
+    answers = [total - prompt for total, prompt in zip(whole, prompts, strict=True)]
+    assert (round(sum(whole) / 7473), max(whole)) == (156, 439)
+    assert round(sum(answers) / 7473) == 96
+    assert sum(answer > 256 for answer in answers) / 7473 == pytest.approx(0.003, abs=5e-4)
+    model = Oracle(gpt2, lambda prompt, draw: "", max_length=1024)
+    solved = solve(model, gpt2, problems[:300], shots=10, examples=problems, samples=1)
+    assert sum(one.fitted for one in solved) / 300 == pytest.approx(5.7, abs=0.05)
+
+
 def test_the_prompt_is_the_examples_and_the_question():
     assert prompt_text("Why?") == "Question: Why?\nAnswer:"
     assert prompt_text("Why?", PROBLEMS[1:3]) == (
@@ -168,25 +201,38 @@ def test_draws_are_scored_by_problem_and_extraction(tokenizer: Tokenizer):
     assert solved[1].texts[3] == " 99\n"
     row = pass_rates(solved, 4, [1, 2, 4])
     counts = {"problems": 3, "too_long": 0, "fitted_shots": 0.0, "fewest_fitted_shots": 0, "draws": 12}
-    assert row == counts | {
-        "marked_draws": 6,
-        "strict": {
-            "pass@1": 0.25,
-            "pass@1_se": 0.0,
-            "pass@2": 0.5,
-            "pass@2_se": 0.0,
-            "pass@4": 1.0,
-            "pass@4_se": 0.0,
-        },
-        "flexible": {
-            "pass@1": 0.5,
-            "pass@1_se": 0.0,
-            "pass@2": 5 / 6,
-            "pass@2_se": 0.0,
-            "pass@4": 1.0,
-            "pass@4_se": 0.0,
-        },
+    rates = {
+        "strict": {"pass@1": 1 / 4, "pass@2": 1 / 2, "pass@4": 1.0},
+        "flexible": {"pass@1": 1 / 2, "pass@2": 5 / 6, "pass@4": 1.0},
     }
+    for found in rates.values():
+        found |= {f"pass@{k}_{name}": 0.0 for k in (1, 2, 4) for name in ("se", "chance")}
+    assert row == counts | {"marked_draws": 6} | rates
+
+
+def test_chance_is_the_score_of_the_same_texts_under_every_other_problem():
+    texts = [("#### 4", "#### 4", "it is 2"), ("#### 2", "none", "#### 6"), ("#### 2", "#### 4", "#### 2"), ()]
+    answers = [2, 4, 2, 6]
+    solved = [
+        Solved(Problem("", "", Fraction(number)), 0 if drawn else None, drawn)
+        for number, drawn in zip(answers, texts, strict=True)
+    ]
+    row = pass_rates(solved, 3, [1, 3])
+    for extraction in ("strict", "flexible"):
+        for k in (1, 3):
+            scores = [
+                pass_at_k(3, replace(one, problem=other.problem).correct(extraction), k)
+                for one, other in permutations(solved, 2)
+            ]
+            assert row[extraction][f"pass@{k}_chance"] == pytest.approx(sum(scores) / 12, rel=1e-12)
+    assert row["strict"]["pass@1"] == pytest.approx((0 + 0 + 2 / 3 + 0) / 4)
+
+
+def test_a_model_that_guesses_one_number_is_no_better_than_chance(tokenizer: Tokenizer):
+    problems = [Problem(f"{n}", "", Fraction(n % 3)) for n in range(90)]
+    row = pass_rates(solve(Oracle(tokenizer, lambda prompt, draw: "#### 1"), tokenizer, problems), 5, [5])
+    assert row["strict"]["pass@5"] == pytest.approx(1 / 3)
+    assert row["strict"]["pass@5_chance"] == pytest.approx(1 / 3)
 
 
 def test_the_model_is_asked_with_the_settings_given(tokenizer: Tokenizer):
@@ -255,7 +301,7 @@ def test_a_problem_that_does_not_fit_alone_is_unsolved_and_told_apart(tokenizer:
     assert row["strict"]["pass@1_se"] == pytest.approx(1 / 3)
     none = pass_rates(solved[1:2], 2, [1])
     assert (none["fitted_shots"], none["fewest_fitted_shots"]) == (None, None)
-    assert none["strict"] == {"pass@1": 0.0, "pass@1_se": None}
+    assert none["strict"] == {"pass@1": 0.0, "pass@1_se": None, "pass@1_chance": None}
 
 
 @pytest.mark.parametrize(
