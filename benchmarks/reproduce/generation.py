@@ -217,8 +217,8 @@ def _notes(result: dict[str, Any], shown: dict[str, str]) -> list[str]:
         notes += [
             "",
             f"MAUVE: features of the second model, {row['mauve']['buckets']} clusters, ± over "
-            f"{row['mauve']['seeds']} clusterings; of the real texts: other documents beside these. It compares with no "
-            "other MAUVE.",
+            f"{row['mauve']['seeds']} clusterings; of the real texts: other documents beside these. It compares with "
+            "no other MAUVE.",
         ]
     if "parsed" in shown:
         notes += [

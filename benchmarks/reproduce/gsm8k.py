@@ -124,7 +124,9 @@ def pass_rows(
     return rows
 
 
-def guessing(known: Sequence[Problem], held: Sequence[Problem], ks: Sequence[int]) -> dict[str, dict[str, float | None]]:
+def guessing(
+    known: Sequence[Problem], held: Sequence[Problem], ks: Sequence[int]
+) -> dict[str, dict[str, float | None]]:
     """What is right without reading a question: pass@k, exactly, and its standard error over the held-out problems.
 
     ``drawn``: k answers drawn from those of the training problems. ``frequent``: the k most frequent of them.
@@ -164,10 +166,10 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"{held} problems that were not trained on, {options['samples']} answers each, temperature "
-        f"{options['temperature']:g}, at most {options['max_tokens']} tokens, seed {options['seed']}. ± is the standard "
-        "error over problems, without the seed of training; where nothing is solved it is 0 and says nothing, and the "
-        f"truth may be up to about {3 / held:.1%}. `by chance` is what the same answers score against the numbers of the "
-        "*other* problems. No likelihood is in any of these numbers.",
+        f"{options['temperature']:g}, at most {options['max_tokens']} tokens, seed {options['seed']}. ± is the "
+        "standard error over problems, without the seed of training; where nothing is solved it is 0 and says nothing, "
+        f"and the truth may be up to about {3 / held:.1%}. `by chance` is what the same answers score against the "
+        "numbers of the *other* problems. No likelihood is in any of these numbers.",
         "",
         machine_line(result),
         "",

@@ -60,7 +60,7 @@ class Parser:
         return _log_sum(self._run(text)[0].values())
 
     def derived(self, text: str) -> int:
-        """Characters of the longest beginning of the text that some derivation begins with; all, inside the language."""
+        """Characters of the longest beginning of the text that some derivation begins with, too."""
         return self._run(text)[1]
 
     def posterior(self, text: str) -> dict[tuple[tuple[str, str], ...], float]:
