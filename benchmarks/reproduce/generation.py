@@ -69,18 +69,19 @@ def main(arguments: list[str]) -> None:
     parser = parser_of("generation", __doc__.splitlines()[0])
     parser.add_argument("--data", default="fables", metavar="SOURCE", help="other text (default: fables)")
     options_of_training(parser)
-    parser.add_argument("--num", type=int, default=64, help="texts of each kind")
+    parser.add_argument("--second-steps", type=int, default=400, help="of the second model")
+    parser.add_argument("--num", type=int, default=32, help="texts of each kind")
     parser.add_argument("--max-tokens", type=int, default=384, help="of a text; what has fewer has ended by itself")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="of a document, where they are continued")
-    parser.add_argument("--sampling-steps", type=int, default=48, help="evaluations of MDLM for a text")
+    parser.add_argument("--sampling-steps", type=int, default=32, help="evaluations of MDLM for a text")
     parser.add_argument("--mauve-seeds", type=int, default=5, help="clusterings")
     options = options_of(parser, arguments)
     if options.smoke:
         options.num, options.max_tokens, options.prompt_tokens, options.sampling_steps = 4, 24, 4, 4
-        options.mauve_seeds = 1
-    base = settings_of(options, SMALL, SMOKE, steps=400).updated({"data.source": options.data})
+        options.mauve_seeds, options.second_steps = 1, 2
+    base = settings_of(options, SMALL, SMOKE, steps=200).updated({"data.source": options.data})
     data = read_data(base)
-    other = base.updated({"training.seed": options.seed + 1})
+    other = base.updated({"training.seed": options.seed + 1, "training.steps": options.second_steps})
     folder = options.runs / f"second-{options.seed + 1}"
     second_run = train(other, read_data(other), "ar", folder)
     second = RunModel(second_run.language_model, second_run.tokenizer, f"AR of seed {options.seed + 1}", batch_size=32)
