@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.reproduce.models import options_of_training, plain, settings_of, spent, spent_table, train
 from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, read_data, write, write_fables
+from ltm_pyro.config import Settings
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.evaluation.gsm8k import EXTRACTIONS, Problem, load_problems, pass_rates, solve
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
 
 
 def finetuned(
-    base: Any, model: str, texts: tuple[Path, Path], options: argparse.Namespace
+    base: Settings, model: str, texts: tuple[Path, Path], options: argparse.Namespace
 ) -> list[tuple[str, LoadedRun, Path]]:
     """The runs of a kind of model, the last one on the problems, from the weights of the one before it."""
     runs, problems = [], base

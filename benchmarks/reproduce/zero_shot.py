@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         run = train(base, data, model, folder)
         trainings.append(spent(run, folder))
         rows += score_model(run, data, corpora, options)
-    result = {"title": "Zero-shot suite and three kinds of model", "options": plain(options)}
+    result: dict[str, Any] = {"title": "Zero-shot suite and three kinds of model", "options": plain(options)}
     result |= {"settings": base.to_dict(), "trainings": trainings, "rows": rows}
     write(options, result, table, draw)
 
