@@ -90,5 +90,6 @@ def mean_difference(nats: Sequence[float], others: Sequence[float], counts: Sequ
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as JSON values."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    """The options as JSON values, without the folder of the results, whose default is a path of the machine."""
+    kept = {key: value for key, value in vars(options).items() if key != "out"}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in kept.items()}

@@ -60,6 +60,7 @@ def test_smoke_run_writes_all_files_and_no_path_of_the_machine(recipe):
         assert str(folder.parents[2]) not in text
         assert not re.search(r'["\s(`=]/(?:home|root|tmp|work|usr|Users)/', text)
     assert (folder / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+    assert "out" not in result["options"]  # its default is where the checkout is
 
 
 def test_models_of_a_smoke_run_have_equal_parameters_and_tokens(recipe):
