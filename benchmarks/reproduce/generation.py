@@ -211,8 +211,8 @@ def _notes(result: dict[str, Any], shown: dict[str, str]) -> list[str]:
         "counted. Every number depends on the number and length of the texts: only the comparison with the real texts "
         "says anything. gen. ppl is exp of the nats per token of the texts (not of the model) under the second model, "
         f"by {second['protocol']}{bound}; texts that repeat themselves have the lowest. MDLM takes "
-        f"{options['sampling_steps']} evaluations a text and is told its length, {options['max_tokens']} tokens, which "
-        "real texts seldom have."
+        f"{options['sampling_steps']} evaluations a text, fills {options['max_tokens']} masks, and is cut at its first "
+        "end of text."
     ]
     if "mauve" in row:
         notes += [
