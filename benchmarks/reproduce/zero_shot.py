@@ -148,7 +148,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         "Of the LTM also what its thoughts, fitted to the scored text itself, make of it. **`reconstruction` leaves "
         "the KL out: it is no bound, no probability, and its exponential no perplexity.** It stands here because the "
-        "paper's table can be nothing else.",
+        "paper's row for T_fast = 16 can be nothing else.",
         "",
         "| corpus | reconstruction | exp(reconstruction), without the KL | kl | elbo, a bound |",
         "| --- | --- | --- | --- | --- |",
