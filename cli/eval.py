@@ -6,29 +6,57 @@ import json
 from typing import Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    batch_size_option,
+    column_option,
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    seed_option,
+)
 
 __all__ = ["command"]
+
+
+_PROTOCOLS = ("elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo")
+
+
+def _protocols(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses what is none; what has been reported as one, with the reason."""
+    for name in names:
+        if name not in _PROTOCOLS:
+            from ltm_pyro.evaluation.protocols import refuse_flattery
+
+            refuse_flattery([name])
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(_PROTOCOLS)}")
+    return names
 
 
 @click.command()
 @run_argument
 @click.option("--data", metavar="SOURCE", help="What to score (default: the run's own validation text).")
+@column_option
 @click.option(
     "--suite",
     type=click.Choice(["zero-shot"]),
     help="Score a suite of corpora instead: from the folder --data, else from the hub.",
 )
-@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
 @click.option(
     "--protocol",
     "protocols",
     multiple=True,
-    type=click.Choice(["elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo"]),
-    help="May be repeated (default: elbo and reconstruction; of a baseline, the one it has).",
+    metavar="P",
+    callback=_protocols,
+    help="One of those above; may be repeated (default: elbo and reconstruction; of a baseline, the one it has).",
 )
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=1, show_default=True, metavar="S", help="Draws of z per sequence."
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="S",
+    help="Draws of z (of the masks, for mdlm) per sequence.",
 )
 @click.option(
     "--block-size",
@@ -44,10 +72,13 @@ __all__ = ["command"]
     is_flag=True,
     help="Also: active units, KL per layer, I(x; z); fits once more.",
 )
-@click.option("--max-sequences", type=click.IntRange(min=1), metavar="M", help="Score at most M sequences.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
+    "--max-sequences",
+    type=click.IntRange(min=1),
+    metavar="M",
+    help="Score the first M sequences (default: all).",
 )
+@batch_size_option
 @fast_steps_option
 @seed_option
 @device_option
@@ -71,25 +102,26 @@ def command(
     """Score the model of RUN, a run directory or one of its checkpoints, in nats per token.
 
     \b
-    elbo            an upper bound on -log p(x): reconstruction plus KL, on noise drawn
-                    after the fit
-    reconstruction  how well the thoughts encode the text: the KL is left out, so it is
-                    no bound and does not compare with an autoregressive model's loss
-    iwae            a tighter upper bound from S importance-weighted draws (--samples 100),
-                    with the Pareto k-hat that says if the weights serve
-    prequential     thoughts inferred from the tokens before each block score the block: the
-                    one number that compares with an autoregressive model's perplexity
-    likelihood      of an autoregressive baseline: exact
-    nelbo           of a masked diffusion baseline: an upper bound, by S draws of the masks
+    elbo            an upper bound on -log p(x): reconstruction plus KL, on noise
+                    drawn after the fit
+    reconstruction  how well the thoughts encode the text: the KL is left out, so
+                    it is no bound and compares with no other model's loss
+    iwae            a tighter upper bound from S importance-weighted draws
+                    (--samples 100), with the Pareto k-hat of the weights
+    prequential     thoughts inferred from the tokens before each block score the
+                    block: compares with an autoregressive model's perplexity
+    likelihood      of ar, an autoregressive baseline: -log p(x), exact
+    nelbo           of mdlm, masked diffusion: an upper bound on -log p(x) given
+                    its length, by S draws of the masks
 
     \b
     Examples:
         ltm-pyro eval runs/tiny-fables --samples 4
         ltm-pyro eval runs/tiny-fables --data other.txt --protocol elbo --json
-        ltm-pyro eval runs/tiny-fables --protocol prequential --block-size 16 --samples 8
+        ltm-pyro eval runs/tiny-fables --protocol prequential --samples 8
         ltm-pyro eval runs/web --suite zero-shot --data corpora/ --samples 8
 
-    With --suite the default protocol is the model's comparable one, which here is prequential.
+    With --suite the default is the protocol that compares between models: prequential, or a baseline's own.
     """
     if suite is not None:
         from ltm_pyro.cli.suite import run_suite
@@ -126,6 +158,8 @@ def command(
     loaded = load_run(run, device=device)
     model = loaded.language_model
     chosen = model.choose(protocols or None)
+    if informed:
+        loaded.svi  # noqa: B018 - refuses a model without thoughts before the long work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)

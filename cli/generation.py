@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    column_option,
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 if TYPE_CHECKING:
-    from ltm_pyro.evaluation.second_model import SecondModel
+    from ltm_pyro.evaluation.generation.second_model import SecondModel
     from ltm_pyro.training import LoadedRun
 
 __all__ = ["command"]
@@ -18,9 +26,16 @@ __all__ = ["command"]
 
 @click.command()
 @run_argument
+@click.option("--data", metavar="SOURCE", help="Real texts (default: the run's own validation text).")
+@column_option
 @click.option("--num", type=click.IntRange(min=1), default=100, show_default=True, metavar="K", help="Texts to write.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="M", help="Most tokens of each."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="M",
+    help="Most tokens of a text.",
 )
 @click.option(
     "--prompt-tokens",
@@ -28,34 +43,45 @@ __all__ = ["command"]
     default=0,
     show_default=True,
     metavar="P",
-    help="Continue the first P tokens of validation documents; 0 writes from the prior.",
+    help="Continue the first P tokens of the real documents; 0 writes without a prompt.",
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
-@click.option("--data", metavar="SOURCE", help="Real texts (default: the run's own validation text).")
-@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
+@sampling_options
 @click.option(
-    "--unit", type=click.Choice(["words", "tokens"]), default="words", show_default=True, help="What is counted."
+    "--unit",
+    type=click.Choice(["words", "tokens"]),
+    default="words",
+    show_default=True,
+    help="What the statistics count.",
 )
 @click.option("--self-bleu", "with_self_bleu", is_flag=True, help="Also self-BLEU-4 (needs the extra bleu).")
 @click.option(
     "--mauve",
     "featurizer",
     metavar="MODEL",
-    help="Also MAUVE, by the features of MODEL: a run, a transformers folder, or `self` (needs the extra mauve).",
+    help="Also MAUVE, by the features of MODEL: a run, a transformers folder, or self (needs the extra mauve).",
 )
-@click.option("--mauve-buckets", type=click.IntRange(min=2), metavar="B", help="Clusters (default: K / 10).")
+@click.option("--mauve-buckets", type=click.IntRange(min=2), metavar="B", help="Clusters of MAUVE (default: K / 10).")
 @click.option(
-    "--mauve-seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="R", help="Clusterings."
+    "--mauve-seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="R", help="Clusterings of MAUVE."
 )
 @click.option(
     "--second-model", "judge", metavar="MODEL", help="Also generative perplexity under MODEL, named as for --mauve."
 )
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=8, show_default=True, metavar="S", help="Draws of a second run."
+    "--samples",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="S",
+    help="Draws of z per block, where the second model is a run.",
 )
-@click.option("--texts", "texts_file", type=click.Path(), metavar="FILE", help="Write the texts there as JSON lines.")
+@click.option(
+    "--texts",
+    "texts_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write the texts there, a JSON object a line.",
+)
 @fast_steps_option
 @seed_option
 @device_option
@@ -86,14 +112,14 @@ def command(
     """Compare texts of the model of RUN, a run directory or one of its checkpoints, with real ones.
 
     Every statistic is printed beside its value on as many real texts, cut at as many tokens: only the comparison means
-    something. Without --prompt-tokens the model writes from its prior; with it, beginnings of documents are continued,
-    and their own continuations are the real texts.
+    something. Without --prompt-tokens the model writes as ltm-pyro sample does without a prompt; with it, beginnings of
+    documents are continued, and their own continuations are the real texts.
 
     \b
     Examples:
         ltm-pyro generation runs/tiny-fables
-        ltm-pyro generation runs/tiny-fables --prompt-tokens 16 --temperature 0 --texts texts.jsonl
-        ltm-pyro generation runs/tiny-fables --mauve self --second-model runs/other --self-bleu --json
+        ltm-pyro generation runs/tiny-fables --prompt-tokens 16 --temperature 0
+        ltm-pyro generation runs/tiny-fables --second-model runs/other --self-bleu
     """
     from ltm_pyro.decoder import Sampling
 
@@ -101,16 +127,25 @@ def command(
 
     from ltm_pyro.cli.render import console, notices
 
+    from ltm_pyro.data.files import optional_import
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
     from ltm_pyro.evaluation.sources import validation_data
     from ltm_pyro.training import load_run
 
     loaded = load_run(run, device=device)
     model = loaded.language_model
-    # Found before the long work, so that a mistyped name costs nothing.
+    # Found before the long work, so that a mistyped name or a package that is not there costs nothing.
+    for wanted, package, purpose, extra in (
+        (with_self_bleu, "sacrebleu", "self-BLEU", "bleu"),
+        (featurizer, "mauve", "MAUVE", "mauve"),
+    ):
+        if wanted:
+            optional_import(package, purpose, extra)
     models: dict[str, SecondModel] = {
         name: _second_model(name, loaded, device, samples, seed) for name in {featurizer, judge} - {None} if name
     }
+    if featurizer:
+        models[featurizer].features(["."])  # refused here by a model that has none
     with notices.status("Preparing the data"):
         documents = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     with notices.status(f"Writing {num} texts"):
@@ -138,7 +173,7 @@ def command(
     row: dict[str, Any] = {
         "run": run,
         "step": loaded.step,
-        "kind": model.kind,
+        "model": model.kind,
         "data": data or loaded.settings.data.validation or loaded.settings.data.source,
         "texts": num,
         "max_tokens": max_tokens,
@@ -160,8 +195,8 @@ def command(
 
 def _second_model(name: str, loaded: LoadedRun, device: str, samples: int, seed: int) -> SecondModel:
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.evaluation.huggingface import HuggingFaceModel, is_huggingface
-    from ltm_pyro.evaluation.second_model import RunModel
+    from ltm_pyro.evaluation.generation.huggingface import HuggingFaceModel, is_huggingface
+    from ltm_pyro.evaluation.generation.second_model import RunModel
     from ltm_pyro.training import load_run
 
     if name != "self" and not Path(name).exists():
@@ -211,11 +246,12 @@ def _show(out: Any, row: dict[str, Any]) -> None:
             cells = (_cell(row[side][name], row[side].get(spread.get(name, ""))) for side in ("generated", "reference"))
             table.add_row(name, *cells, text)
     out.print(table)
-    wrote = f"continuing {row['prompt_tokens']} tokens" if row["prompt_tokens"] else "from the prior"
+    free = "from the prior" if row["model"] == "ltm" else "without a prompt"
+    wrote = f"continuing {row['prompt_tokens']} tokens" if row["prompt_tokens"] else free
     drawn = "greedy" if row["temperature"] == 0 else f"temperature {row['temperature']:g}"
     cut = "".join(f", {name} {row[key]}" for name, key in (("top-k", "top_k"), ("top-p", "top_p")) if row[key])
     measured = f"; {unit}, distinct-n of {row['distinct_units']} a side"
-    fit = f", T_fast = {row['fast_steps']}" if row["prompt_tokens"] else ""
+    fit = f", T_fast = {row['fast_steps']}" if row["prompt_tokens"] and row["fast_steps"] is not None else ""
     out.print(f"{row['texts']} texts {wrote}, {drawn}{cut}{fit}, seed {row['seed']}{measured}", highlight=False)
     if "mauve" in row:
         about = row["mauve"]
@@ -229,7 +265,13 @@ def _show(out: Any, row: dict[str, Any]) -> None:
     if "second_model" in row:
         about = row["second_model"]
         bound = "" if about["exact"] else ", an upper bound"
-        out.print(f"second model: {about['model']}, {about['protocol']}{bound}, ± s.e. over texts", highlight=False)
+        drawn = "" if about["protocol"] == "likelihood" else f", S = {about['samples']}"
+        fit = "" if about["fast_steps"] is None else f", T_fast = {about['fast_steps']}"
+        blocks = "" if about["block_size"] is None else f", blocks of {about['block_size']}"
+        out.print(
+            f"second model: {about['model']}, {about['protocol']}{bound}{drawn}{fit}{blocks}, ± s.e. over texts",
+            highlight=False,
+        )
 
 
 def _cell(value: float | None, spread: float | None) -> str:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,13 +58,16 @@ __all__ = ["command"]
     help="Report pass@K, K at most S; may be repeated (default: 1 and S).",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of each."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="M",
+    help="Most tokens of an answer.",
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@sampling_options
 @click.option("--max-problems", type=click.IntRange(min=1), metavar="M", help="The first M problems (default: all).")
-@click.option("--texts", type=click.Path(), metavar="FILE", help="Keep the answers, a JSON object for each problem.")
+@click.option("--texts", type=click.Path(), metavar="FILE", help="Write the answers there, a JSON object a line.")
 @fast_steps_option
 @seed_option
 @device_option
@@ -88,12 +98,13 @@ def command(
     \b
     strict     the number after #### is the problem's
     flexible   that, or where there is none the last number of the text
-    by chance  the same answers held against the other problems: what guessing brings
+    by chance  the same answers held against the other problems: what guessing
+               brings
 
     \b
     Examples:
         ltm-pyro gsm8k runs/finetuned --shots 0 --shots 5
-        ltm-pyro gsm8k runs/finetuned --data test.jsonl --examples train.jsonl --shots 5 --samples 20 --k 5
+        ltm-pyro gsm8k runs/finetuned --data test.jsonl --samples 20 --k 5
     """
     from ltm_pyro.decoder import Sampling
 
@@ -137,8 +148,8 @@ def command(
             _write(texts, "a", count, solved)
         results.append({"shots": count, **pass_rates(solved, samples, wanted)})
     fast = loaded.language_model.about_inference(fast_steps).get("fast_steps")
-    row: dict[str, Any] = {"run": run, "step": loaded.step, "data": data, "examples": told if known else None}
-    row |= {"samples": samples, "k": wanted, "seed": seed, "fast_steps": fast}
+    row: dict[str, Any] = {"run": run, "step": loaded.step, "model": loaded.language_model.kind, "data": data}
+    row |= {"examples": told if known else None, "samples": samples, "k": wanted, "seed": seed, "fast_steps": fast}
     row |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_tokens": max_tokens, "results": results}
     if as_json:
         click.echo(json.dumps(row))
@@ -167,21 +178,29 @@ def _write(path: str, mode: str, shots: int = 0, solved: Sequence[Solved] = ()) 
 
 def _show(out: Console, row: dict[str, Any]) -> None:
     """Prints pass@k by shots and extraction, and what settles the numbers."""
+    from rich import box
     from rich.table import Table
 
-    rates = [f"pass@{k}" for k in row["k"]]
-    columns = ("shots", "fitted", "too long", "with ####", "extraction")
-    table = Table(*columns, *rates, title=f"{row['data']} under {row['run']}, step {row['step']}")
+    rates, kinds = [f"pass@{k}" for k in row["k"]], ("strict", "flexible")
+    title = f"{row['data']} under {row['run']}, step {row['step']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("shots", "fitted", "too long", "with ####", "extraction", *(f"{rate}, %" for rate in rates)):
+        table.add_column(heading, no_wrap=True)
     for result in row["results"]:
         fitted = result["fitted_shots"]
         about = [str(result["shots"]), "" if fitted is None else f"{fitted:.1f}", str(result["too_long"])]
         about.append(f"{result['marked_draws']} of {result['draws']}")
-        for extraction in ("strict", "flexible"):
+        for extraction in kinds:
             cells = [_percent(result[extraction][rate], result[extraction][f"{rate}_se"]) for rate in rates]
             table.add_row(*about, extraction, *cells)
             about = [""] * len(about)
             table.add_row(*about, "by chance", *(_percent(result[extraction][f"{rate}_chance"]) for rate in rates))
     out.print(table)
+    if any(result[extraction][rate] == 0 for result in row["results"] for extraction in kinds for rate in rates):
+        most = 100 * min(3 / row["results"][0]["problems"], 1)
+        out.print(
+            f"Where none is solved, ± 0 says nothing: the truth may be up to about {most:.2g} %.", highlight=False
+        )
     kept = "".join(f", {name.replace('_', '-')} {row[name]}" for name in ("top_k", "top_p") if row[name] is not None)
     fit = "" if row["fast_steps"] is None else f"T_fast = {row['fast_steps']}, "
     out.print(
@@ -192,4 +211,5 @@ def _show(out: Console, row: dict[str, Any]) -> None:
 
 
 def _percent(value: float | None, error: float | None = None) -> str:
-    return "" if value is None else f"{value:.2%}" if error is None else f"{value:.2%} ± {error:.2%}"
+    shown = "" if value is None else f"{100 * value:.1f}"
+    return shown if error is None else f"{shown} ± {100 * error:.1f}"

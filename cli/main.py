@@ -12,15 +12,15 @@ import click
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
-    "train": "Train a Latent Thought Language Model.",
+    "train": "Train a Latent Thought Language Model, or a baseline.",
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
     "probe": "Ask which layers' thoughts hold what of the text.",
     "plot": "Draw the curves of runs in one picture.",
-    "lm-eval": "Run lm-evaluation-harness on trained models.",
     "gsm8k": "Solve grade-school problems by sampling: pass@k.",
     "generation": "Compare a trained model's texts with real ones.",
     "info": "Show what a run is, how far it got, and what to do next.",
+    "lm-eval": "Run lm-evaluation-harness on trained models.",
 }
 
 

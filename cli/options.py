@@ -7,11 +7,26 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["device_option", "fast_steps_option", "json_option", "run_argument", "seed_option"]
+__all__ = [
+    "batch_size_option",
+    "column_option",
+    "device_option",
+    "fast_steps_option",
+    "json_option",
+    "run_argument",
+    "sampling_options",
+    "seed_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 run_argument: Callable[[F], F] = click.argument("run", metavar="RUN", type=click.Path())
+column_option: Callable[[F], F] = click.option(
+    "--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: the run's)."
+)
+batch_size_option: Callable[[F], F] = click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
+)
 device_option: Callable[[F], F] = click.option(
     "--device", default="auto", show_default=True, metavar="D", help="auto, cpu, cuda or cuda:K."
 )
@@ -27,3 +42,23 @@ seed_option: Callable[[F], F] = click.option(
 json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else there."
 )
+
+
+def sampling_options(command: F) -> F:
+    """The options that `Sampling` has: ``--temperature``, ``--top-k`` and ``--top-p``."""
+    for option in (
+        click.option(
+            "--top-p", type=float, metavar="P", help="Keep the most probable tokens of mass P (default: all)."
+        ),
+        click.option("--top-k", type=int, metavar="N", help="Keep the N most probable tokens (default: all)."),
+        click.option(
+            "--temperature",
+            type=float,
+            default=1.0,
+            show_default=True,
+            metavar="X",
+            help="Divides the logits; 0 is greedy.",
+        ),
+    ):
+        command = option(command)
+    return command

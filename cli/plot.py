@@ -36,13 +36,13 @@ __all__ = ["command"]
 def command(runs: tuple[str, ...], x: XAxis, log: bool, out: str, as_json: bool) -> None:
     """Draw the curves of one or more runs into one picture: training losses, and validations with their errors.
 
-    What does not compare stands apart: -log p(x) and its bounds in one panel, the
-    reconstruction, which leaves the KL out, in another, the KL in a third.
+    What does not compare stands apart: -log p(x) and its bounds in one panel, the reconstruction, which leaves the KL
+    out, in another, the KL in a third.
 
     \b
     Examples:
         ltm-pyro plot runs/tiny-fables
-        ltm-pyro plot runs/ltm runs/autoregressive --x flops --log --out compared.png
+        ltm-pyro plot runs/stories runs/stories-ar --x flops --log --out both.png
     """
     from ltm_pyro.cli.render import console
 

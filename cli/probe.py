@@ -8,25 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    batch_size_option,
+    column_option,
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    seed_option,
+)
 
 if TYPE_CHECKING:
-    from ltm_pyro.evaluation import FittedThoughts
+    from ltm_pyro.evaluation.probes import FittedThoughts
 
 __all__ = ["command"]
 
 
 @click.command()
 @run_argument
+@click.option("--data", metavar="SOURCE", help="What to probe with (default: the run's own validation text).")
+@column_option
 @click.option(
     "--probe",
     "probes",
     multiple=True,
     type=click.Choice(["layers", "swap", "interpolate"]),
-    help="May be repeated (default: all).",
+    metavar="P",
+    help="layers, swap or interpolate; may be repeated (default: all).",
 )
-@click.option("--data", metavar="SOURCE", help="What to probe with (default: the run's own validation text).")
-@click.option("--column", metavar="C", help="Field that holds the text in .jsonl and .parquet (default: text).")
 @click.option(
     "--max-sequences",
     type=click.IntRange(min=1),
@@ -41,15 +50,13 @@ __all__ = ["command"]
 @click.option(
     "--points", type=click.IntRange(min=2), default=5, show_default=True, metavar="K", help="Points of interpolate."
 )
-@click.option("--texts", is_flag=True, help="Also show texts of swap and interpolate.")
+@click.option("--show-texts", is_flag=True, help="Also show the texts of swap and interpolate.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of a text (default: the run's)."
+    "--max-tokens", type=click.IntRange(min=1), metavar="M", help="Most tokens of a text (default: the run's)."
 )
 @click.option("--no-free", is_flag=True, help="Leave free-running accuracy, the slow part of layers, out.")
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw accuracy against layers (needs matplotlib).")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="B", help="Changes speed alone."
-)
+@batch_size_option
 @fast_steps_option
 @seed_option
 @device_option
@@ -62,7 +69,7 @@ def command(
     max_sequences: int,
     samples: int,
     points: int,
-    texts: bool,
+    show_texts: bool,
     max_tokens: int | None,
     no_free: bool,
     plot: str | None,
@@ -72,27 +79,31 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Ask what the thoughts of RUN's layers hold: RUN is a run directory or one of its checkpoints.
+    """Ask what the thoughts of each layer hold, of the model of RUN, a run directory or one of its checkpoints.
 
     \b
-    layers       reconstruction from the thoughts of layers 1 to l, and of one layer alone,
-                 the other layers' from the prior
-    swap         every document's tokens under every document's thoughts; for the fables,
-                 also whose facts a text tells that is written from the thoughts of two
-    interpolate  from one document's thoughts to the next one's, straight and along the arc
+    layers       reconstruction from the thoughts of layers 1 to l, and of one
+                 layer alone, the other layers' from the prior
+    swap         every document's tokens under every document's thoughts; for the
+                 fables, also whose facts a text from the thoughts of two tells
+    interpolate  from one document's thoughts to the next one's, straight and
+                 along the arc
+
+    None of the numbers is a probability of the text: the KL is left out of all of them.
 
     \b
     Examples:
         ltm-pyro probe runs/tiny-fables
-        ltm-pyro probe runs/tiny-fables --probe layers --samples 4 --plot layers.png
-        ltm-pyro probe runs/tiny-fables --probe swap --max-sequences 4 --texts --json
+        ltm-pyro probe runs/tiny-fables --probe layers --plot layers.png
+        ltm-pyro probe runs/tiny-fables --probe swap --show-texts
     """
     from ltm_pyro.cli.probe_tables import plot_layers, show_probes
     from ltm_pyro.cli.render import console, notices
 
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.evaluation import fit_thoughts, probe_layers, validation_data
-    from ltm_pyro.evaluation.interpolation import PATHS, interpolate
+    from ltm_pyro.evaluation import validation_data
+    from ltm_pyro.evaluation.probes import fit_thoughts, probe_layers
+    from ltm_pyro.evaluation.probes.interpolation import PATHS, interpolate
     from ltm_pyro.language_model import ThoughtLanguageModel
     from ltm_pyro.training import load_run
 
@@ -109,6 +120,8 @@ def command(
     with notices.status("Preparing the data"):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences))
+    if len(indices) < 2 and set(chosen) != {"layers"}:
+        raise LTMError("swap and interpolate need two sequences or more, got 1: take more, or --probe layers alone")
     with notices.status(f"Inferring the thoughts of {len(indices)} sequences"):
         fitted = fit_thoughts(
             model.svi,
@@ -122,17 +135,17 @@ def command(
             device=loaded.device,
         )
     decode, most = loaded.tokenizer.decode, max_tokens or loaded.settings.data.sequence_length
-    row: dict[str, Any] = {"run": run, "step": loaded.step, "data": source}
+    row: dict[str, Any] = {"run": run, "step": loaded.step, "model": model.kind, "data": source}
     if "layers" in chosen:
         with notices.status("Reconstructing from some layers"):
             row["layers"] = probe_layers(fitted, free_running=not no_free).to_dict()
     if "swap" in chosen:
         with notices.status("Swapping thoughts"):
-            row["swap"] = _swap(fitted, decode, source == "fables", texts, most)
+            row["swap"] = _swap(fitted, decode, source == "fables", show_texts, most)
     if "interpolate" in chosen:
         for path in PATHS:
             with notices.status(f"Interpolating ({path})"):
-                found = interpolate(fitted, path=path, steps=points, max_tokens=most if texts else 0)
+                found = interpolate(fitted, path=path, steps=points, max_tokens=most if show_texts else 0)
                 row[path] = found.to_dict()
                 if found.texts is not None:
                     row[path]["texts"] = [[decode(tokens) for tokens in point] for point in found.texts]
@@ -148,7 +161,7 @@ def _swap(
     fitted: FittedThoughts, decode: Callable[[Sequence[int]], str], fables: bool, texts: bool, max_tokens: int
 ) -> dict[str, Any]:
     """The swap matrix; of the fables the facts of mixed texts, by both readings; and the texts if asked for."""
-    from ltm_pyro.evaluation import agreement, facts_of, mentions, mixed_texts, read_fable, swap_thoughts
+    from ltm_pyro.evaluation.probes import agreement, facts_of, mentions, mixed_texts, read_fable, swap_thoughts
 
     row = swap_thoughts(fitted).to_dict()
     if not texts and not fables:

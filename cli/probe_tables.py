@@ -43,16 +43,15 @@ def _show_layers(out: Console, probe: Mapping[str, Any]) -> None:
             table.add_row(label, *cells, *([_percent(values, "free_accuracy")] if free else []))
         out.print(table)
     out.print(
-        "The other layers' thoughts are the prior's. nats: reconstruction, its KL left out, no bound. accuracy: the\n"
+        "The other layers' thoughts are the prior's. nats: reconstruction, its KL left out, no bound. accuracy: the "
         "most probable token given the text's own before it. free-running: greedy decoding puts it in its place.",
         highlight=False,
-        soft_wrap=True,
     )
     _show_about(out, probe, f"{probe['sequences']} sequences, {probe['tokens']} tokens")
 
 
 def _show_swap(out: Console, swap: Mapping[str, Any]) -> None:
-    table = Table("thoughts", "nats/token", title="A document's tokens under thoughts")
+    table = Table("thoughts", "nats/token", title="A document under thoughts")
     for name, label in (("own", "its own"), ("swapped", "another's"), ("gap", "difference")):
         table.add_row(label, _number(swap, name))
     out.print(table)
@@ -61,12 +60,11 @@ def _show_swap(out: Console, swap: Mapping[str, Any]) -> None:
         _show_agreement(out, swap["agreement"], "by the grammar: whole fables alone")
         _show_agreement(out, swap["mentions"], "by the words: what a text mentions")
         out.print(
-            "Texts are written from layers 1 … l of a's thoughts and the other layers of b's. apart: of the facts in\n"
+            "Texts are written from layers 1 … l of a's thoughts and the other layers of b's. apart: of the facts in "
             "which a and b differ. others: with the documents that are neither. Two documents agree on "
-            f"{_share(swap['agreement']['chance'])} of\nall facts and on {_share(swap['mentions']['chance'])} of those "
+            f"{_share(swap['agreement']['chance'])} of all facts and on {_share(swap['mentions']['chance'])} of those "
             "that they mention.\n",
             highlight=False,
-            soft_wrap=True,
         )
     for text in swap.get("texts", ()):
         layers = f"{text['layers']} layers of document {text['a']}, the others of {text['b']}"

@@ -66,6 +66,7 @@ class TrainingDisplay(Observer):
         self.steps = steps
         self._progress: Progress | None = None
         self._last_line = 0.0
+        self._loss = "loss"
         if console.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -80,6 +81,7 @@ class TrainingDisplay(Observer):
     def show_start(self, path: Path, counts: Mapping[str, Mapping[str, int]], model: nn.Module, step: int) -> None:
         """Says what is trained on what, and where it goes."""
         parameters = sum(p.numel() for p in model.parameters())
+        self._loss = _BASELINE_TERMS.get(getattr(model, "comparable", ""), "loss")
         for split, count in counts.items():
             numbers = ", ".join(f"{number:,} {name}" for name, number in count.items())
             console.print(f"{split}: {numbers}", highlight=False)
@@ -101,7 +103,7 @@ class TrainingDisplay(Observer):
 
     def step(self, row: dict[str, Any]) -> None:
         """Moves the bar, or prints a line every few seconds."""
-        seen = f"{_training_terms(row)}  {row['tokens_per_s']:,.0f} tokens/s"
+        seen = f"{_training_terms(row, self._loss)}  {row['tokens_per_s']:,.0f} tokens/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=row["step"], seen=seen)
         elif time.monotonic() - self._last_line > 5 or row["step"] == self.steps:
@@ -155,15 +157,17 @@ def show_texts(out: Console, texts: Sequence[Mapping[str, Any]], prompt: str) ->
 
 def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) -> None:
     """Prints an evaluation as a table that says what each number is."""
+    from ltm_pyro.evaluation.perplexity import UPPER_BOUNDS
+
     meaning = {
         "elbo": "upper bound on -log p(x)",
         "reconstruction": "KL left out: no bound",
         "iwae": "tighter upper bound on -log p(x)",
-        "prequential": "-log p of each block given the ones before: compares with an AR model's",
+        "prequential": "-log p(x): compares with an AR model's",
         "kl": "information in the thoughts, at most",
         "log_joint": "-log p(x, z) at a point: no bound, changes with the units of z",
         "likelihood": "exact -log p(x)",
-        "nelbo": "upper bound on -log p(x)",
+        "nelbo": "upper bound on -log p(x), the length given",
     }
     table = Table(
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
@@ -175,18 +179,17 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
     out.print(table)
     blocks = f", blocks of {row['block_size']}" if "block_size" in row else ""
     steps = "" if row["fast_steps"] is None else f"T_fast = {row['fast_steps']}, "
-    out.print(
-        f"{row['sequences']} sequences, {row['tokens']} tokens, S = {row['samples']}, {steps}"
-        f"seed {row['seed']}{blocks}",
-        highlight=False,
-    )
+    # An exact likelihood has no draws.
+    drawn = "" if list(protocols) == ["likelihood"] else f", S = {row['samples']}, {steps}seed {row['seed']}{blocks}"
+    out.print(f"{row['sequences']} sequences, {row['tokens']} tokens{drawn}", highlight=False)
+    shown = {name: f"{name} ≤" if name in UPPER_BOUNDS else name for name in protocols}
     bits = {name: row.get(f"{name}_bits_per_character") for name in protocols}
     if any(value is not None for value in bits.values()):
-        found = ", ".join(f"{name} {value:.4f}" for name, value in bits.items() if value is not None)
+        found = ", ".join(f"{shown[name]} {value:.4f}" for name, value in bits.items() if value is not None)
         out.print(f"bits per character, of {row['characters']}: {found}", highlight=False)
     by_word = {name: row.get(f"{name}_perplexity_per_word") for name in protocols}
     if any(value is not None for value in by_word.values()):
-        found = ", ".join(f"{name} {value:.6g}" for name, value in by_word.items() if value is not None)
+        found = ", ".join(f"{shown[name]} {value:.6g}" for name, value in by_word.items() if value is not None)
         out.print(f"perplexity per word, of {row['words']} words: {found}", highlight=False)
     if row.get("iwae") is not None:
         out.print(_k_hat(row), highlight=False)
@@ -238,17 +241,18 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
         out.print(f"    ltm-pyro train --resume --out {run}", highlight=False, soft_wrap=True)
     if about["checkpoints"]:
         out.print(f"    ltm-pyro sample {run} --num 3", highlight=False, soft_wrap=True)
-        out.print(f"    ltm-pyro eval {run} --samples 4", highlight=False, soft_wrap=True)
+        samples = {"ar": "", "mdlm": " --samples 16"}.get(settings.model.name, " --samples 4")
+        out.print(f"    ltm-pyro eval {run}{samples}", highlight=False, soft_wrap=True)
 
 
 _BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}
 """What the numbers of models without thoughts are, by the protocols that they come from."""
 
 
-def _training_terms(row: Mapping[str, Any]) -> str:
-    """The terms of a training row; a baseline has a loss and nothing beside it."""
+def _training_terms(row: Mapping[str, Any], loss: str) -> str:
+    """The terms of a training row; a baseline has a loss, called as in its validations, and nothing beside it."""
     if "reconstruction" not in row:
-        return f"loss {row['loss']:.3f} nats/token"
+        return f"{loss} {row['loss']:.3f} nats/token"
     return _terms({**row, "elbo": row["loss"] if "kl" in row else None, "log_joint": row["loss"]})
 
 

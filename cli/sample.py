@@ -6,22 +6,32 @@ import json
 from pathlib import Path
 
 import click
-from ltm_pyro.cli.options import device_option, fast_steps_option, json_option, run_argument, seed_option
+from ltm_pyro.cli.options import (
+    device_option,
+    fast_steps_option,
+    json_option,
+    run_argument,
+    sampling_options,
+    seed_option,
+)
 
 __all__ = ["command"]
 
 
 @click.command()
 @run_argument
-@click.option("--prompt", metavar="TEXT", help="Text to continue: z is inferred from it.")
+@click.option("--prompt", metavar="TEXT", help="Text to continue.")
 @click.option("--prompt-file", type=click.Path(), metavar="F", help="The same, from a UTF-8 file.")
 @click.option("--num", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="Texts to write.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="M", help="Most tokens of each."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="M",
+    help="Most tokens of a text.",
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0 is greedy.")
-@click.option("--top-k", type=int, help="Keep the k most probable tokens (default: all).")
-@click.option("--top-p", type=float, help="Keep the most probable tokens of this total mass (default: all).")
+@sampling_options
 @click.option("--label", metavar="C", help="Class of the texts, under a prior that has classes (default: any).")
 @fast_steps_option
 @seed_option
@@ -45,12 +55,12 @@ def command(
     """Write text with the model of RUN, a run directory or one of its checkpoints.
 
     Without a prompt, thoughts are drawn from the prior. With one, their posterior is inferred from the prompt by the
-    fast loop, a draw of it is taken for each text, and the prompt is continued.
+    fast loop, a draw of it is taken for each text, and the prompt is continued. A baseline has no thoughts.
 
     \b
     Examples:
         ltm-pyro sample runs/tiny-fables --num 3
-        ltm-pyro sample runs/tiny-fables --prompt "Once upon a time" --temperature 0.8
+        ltm-pyro sample runs/tiny-fables --prompt "Once upon a time" --top-p 0.9
     """
     from ltm_pyro.decoder import Sampling
 

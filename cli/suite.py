@@ -64,7 +64,7 @@ def run_suite(
     report = {
         "run": run,
         "step": loaded.step,
-        "kind": model.kind,
+        "model": model.kind,
         "suite": "zero-shot",
         "protocols": list(chosen),
         "corpora": rows,
@@ -78,7 +78,7 @@ def run_suite(
 
 def show_suite(out: Console, report: Mapping[str, Any]) -> None:
     """Prints the suite as one table: a line for every corpus and protocol, then what the numbers are."""
-    title = f"zero-shot under {report['run']} ({report['kind']}), step {report['step']}"
+    title = f"zero-shot under {report['run']} ({report['model']}), step {report['step']}"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("corpus", "protocol", "nats/tok", "± s.e.", "bits/char", "ppl/token", "ppl/word"):
         table.add_column(heading, justify="left" if heading in ("corpus", "protocol") else "right", no_wrap=True)
@@ -113,8 +113,9 @@ def show_suite(out: Console, report: Mapping[str, Any]) -> None:
         out.print(f"{row['title']} exp(reconstruction), KL left out, no perplexity: {value:.2f}", highlight=False)
     first = report["corpora"][0]
     blocks = f", blocks of {first['block_size']}" if "block_size" in first else ""
+    steps = "" if first["fast_steps"] is None else f"T_fast = {first['fast_steps']}, "
     out.print(
-        f"{first['layout']}; S = {first['samples']}, T_fast = {first['fast_steps']}, seed {first['seed']}{blocks}",
+        f"{first['layout']}; S = {first['samples']}, {steps}seed {first['seed']}{blocks}",
         highlight=False,
     )
     for name, reason in report["missing"].items():

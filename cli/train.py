@@ -68,7 +68,7 @@ def command(
         ltm-pyro train
         ltm-pyro train --data stories/ --steps 2000 --out runs/stories
         ltm-pyro train --preset ltm-s --data text.jsonl.gz --tokenizer gpt2/
-        ltm-pyro train --set decoder.num_thoughts=16 --set inference.init_log_var=-1
+        ltm-pyro train --prior mixture --set prior.components=16
         ltm-pyro train --model ar --data stories/ --out runs/stories-ar
         ltm-pyro train --resume --out runs/stories
     """

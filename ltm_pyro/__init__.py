@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ltm_pyro.baselines import Autoregressive, MaskedDiffusion
     from ltm_pyro.batch import TokenBatch
     from ltm_pyro.config import Settings
     from ltm_pyro.decoder import Sampling, ThoughtDecoder
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         langevin,
         mcmc,
     )
+    from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
     from ltm_pyro.likelihood import TokenSequence
     from ltm_pyro.model import LatentThoughtModel
     from ltm_pyro.presets import preset
@@ -59,6 +61,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Amortized": "guides",
+    "Autoregressive": "baselines",
     "ChainSummary": "infer",
     "Chains": "infer",
     "ELBOTerms": "infer",
@@ -71,6 +74,7 @@ _HOMES = {
     "HierarchicalPrior": "priors",
     "ImportanceWeights": "infer",
     "LTMError": "errors",
+    "LanguageModel": "language_model",
     "LatentThoughtModel": "model",
     "LearnedGaussianPrior": "priors",
     "LoadedRun": "training",
@@ -80,6 +84,7 @@ _HOMES = {
     "LocalNormal": "guides",
     "LocalParams": "guides",
     "MarkovPrior": "priors",
+    "MaskedDiffusion": "baselines",
     "MixturePrior": "priors",
     "Posterior": "infer",
     "PosteriorTable": "infer",
@@ -91,6 +96,7 @@ _HOMES = {
     "StepInfo": "infer",
     "SupervisedPrior": "priors",
     "ThoughtDecoder": "decoder",
+    "ThoughtLanguageModel": "language_model",
     "TokenBatch": "batch",
     "TokenSequence": "likelihood",
     "Trainer": "training",
@@ -104,6 +110,7 @@ _HOMES = {
 
 __all__ = [
     "Amortized",
+    "Autoregressive",
     "ChainSummary",
     "Chains",
     "ELBOTerms",
@@ -116,6 +123,7 @@ __all__ = [
     "HierarchicalPrior",
     "ImportanceWeights",
     "LTMError",
+    "LanguageModel",
     "LatentThoughtModel",
     "LearnedGaussianPrior",
     "LoadedRun",
@@ -125,6 +133,7 @@ __all__ = [
     "LocalNormal",
     "LocalParams",
     "MarkovPrior",
+    "MaskedDiffusion",
     "MixturePrior",
     "Posterior",
     "PosteriorTable",
@@ -136,6 +145,7 @@ __all__ = [
     "StepInfo",
     "SupervisedPrior",
     "ThoughtDecoder",
+    "ThoughtLanguageModel",
     "TokenBatch",
     "TokenSequence",
     "Trainer",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -27,8 +28,9 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
     """Decoder and prior of a run, freshly initialised from torch's global stream.
 
     Raises:
-        LTMError: the prior is unknown, or its options are not its own.
+        LTMError: the prior is unknown, its options are not its own, or the model has options.
     """
+    _refuse_options_of_ltm(settings)
     shape = settings.decoder
     decoder = ThoughtDecoder(
         vocab_size=vocab_size,
@@ -76,7 +78,7 @@ def build_baseline(settings: Settings, vocab_size: int) -> Baseline:
         same_parameters=read_value("model.same_parameters", same, bool),
     )
     given = ComponentSettings(chosen.name, options)
-    return _build("model", given, BASELINES, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
+    return _build("model", given, _MODELS, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
 
 
 def autocast_type(settings: Settings) -> torch.dtype | None:
@@ -119,17 +121,22 @@ def check_components(settings: Settings) -> None:
     """
     if settings.model.name != "ltm":
         options = {name: value for name, value in settings.model.options.items() if name != "same_parameters"}
-        _look_up("model", ComponentSettings(settings.model.name, options), BASELINES, Baseline)  # type: ignore[type-abstract]
+        _look_up("model", ComponentSettings(settings.model.name, options), _MODELS, Baseline)  # type: ignore[type-abstract]
         return
-    if settings.model.options:
-        raise LTMError(
-            f"model 'ltm' has no option {next(iter(settings.model.options))!r}: its parts are the sections decoder, "
-            "prior and guide"
-        )
+    _refuse_options_of_ltm(settings)
     prior, _, _ = _look_up("prior", settings.prior, PRIORS, Prior)  # type: ignore[type-abstract]
     guide, _, _ = _look_up("guide", settings.guide, GUIDES, Guide)  # type: ignore[type-abstract]
     if refusal := prior.refusal(guide):
         raise LTMError(refusal)
+
+
+# The first is never looked up here, only named to whoever mistypes it.
+_MODELS: dict[str, type[Baseline]] = {"ltm": Baseline, **BASELINES}  # type: ignore[type-abstract]
+
+
+def _refuse_options_of_ltm(settings: Settings) -> None:
+    for option in settings.model.options:
+        raise LTMError(f"model 'ltm' has no option {option!r}: its parts are the sections decoder, prior and guide")
 
 
 def _build(
@@ -156,14 +163,23 @@ def _look_up(
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     hints = get_type_hints(cls.__init__)
+    # A model's autocast is training.dtype, and its same_parameters shapes what it is made of.
+    named = {*accepted, "same_parameters"} - {"autocast"} if kind == "model" else set(accepted)
     options = {}
     for option, value in chosen.options.items():
-        if option not in accepted:
-            hint = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
+        if option not in named & accepted.keys():
+            hint = f"it takes {', '.join(sorted(named))}" if named else "it takes none"
             raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
-        simple = hints.get(option) in (int, float, bool, str)
-        options[option] = read_value(f"{kind}.{option}", value, hints[option]) if simple else value
+        declared = hints.get(option)
+        options[option] = read_value(f"{kind}.{option}", value, declared) if _is_plain(declared) else value
     for name, parameter in accepted.items():
         if parameter.default is parameter.empty and name not in options:
             raise LTMError(f"{kind} {chosen.name!r} needs its option {name!r}: give it as {kind}.{name}")
     return cls, set(accepted), options
+
+
+def _is_plain(declared: Any) -> bool:
+    """Whether a type is one of int, float, bool and str, or that or None."""
+    union = get_origin(declared) in (Union, types.UnionType)
+    kinds = set(get_args(declared)) - {types.NoneType} if union else {declared}
+    return len(kinds) == 1 and kinds <= {int, float, bool, str}

@@ -15,7 +15,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate
+from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate, refuse_flattery
 from ltm_pyro.generate import generate
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -41,7 +41,8 @@ class LanguageModel(ABC):
     Class attributes: ``kind`` is the model's name on the command line; ``protocols`` are those that `evaluate` can
     report, and ``default_protocols`` those that it does report unless told otherwise; ``comparable`` is the one that
     compares between kinds of model, a probability of the text or a bound on it; ``exact`` says whether `predict` gives
-    probabilities rather than lower bounds; ``validation_samples`` is S of the validations of a training.
+    probabilities rather than lower bounds; ``open_ended`` says whether a text and its prompt may be longer than
+    `max_length` in `generate`; ``validation_samples`` is S of the validations of a training.
     """
 
     kind: ClassVar[str]
@@ -49,6 +50,7 @@ class LanguageModel(ABC):
     default_protocols: ClassVar[tuple[Protocol, ...]]
     comparable: ClassVar[Protocol]
     exact: ClassVar[bool] = True
+    open_ended: ClassVar[bool] = True
     validation_samples: ClassVar[int] = 1
 
     @property
@@ -72,7 +74,7 @@ class LanguageModel(ABC):
         data: SequenceDataset,
         indices: Sequence[int],
         *,
-        protocols: Sequence[Protocol] | None = None,
+        protocols: Sequence[str] | None = None,
         samples: int = 1,
         block_size: int = 32,
         fast_steps: int | None = None,
@@ -165,6 +167,7 @@ class LanguageModel(ABC):
         """
         if protocols is None:
             return self.default_protocols
+        refuse_flattery(protocols)
         for name in protocols:
             if name not in self.protocols:
                 raise LTMError(f"a model of kind {self.kind} has no {name}: it reports {', '.join(self.protocols)}")
@@ -217,7 +220,7 @@ class ThoughtLanguageModel(LanguageModel):
         data: SequenceDataset,
         indices: Sequence[int],
         *,
-        protocols: Sequence[Protocol] | None = None,
+        protocols: Sequence[str] | None = None,
         samples: int = 1,
         block_size: int = 32,
         fast_steps: int | None = None,

@@ -12,7 +12,7 @@ from ltm_pyro.presets import preset
 
 SMOKE: dict[str, Any] = {
     "data.documents": 60,
-    "data.vocab_size": 300,
+    "data.vocab_size": 1000,
     "decoder.hidden": 16,
     "decoder.heads": 2,
     "decoder.num_thoughts": 2,

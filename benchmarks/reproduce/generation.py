@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.models import TITLES, options_of_training, plain, settings_of, spent, spent_table, train
-from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, read_data, write
+from benchmarks.reproduce.models import TITLES, options_of_training, settings_of, spent, spent_table, train
+from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write
 from ltm_pyro.data.fables import derived, log_prob
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.evaluation.generation import (
@@ -21,7 +21,7 @@ from ltm_pyro.evaluation.generation import (
     compare_statistics,
     write_texts,
 )
-from ltm_pyro.evaluation.second_model import RunModel
+from ltm_pyro.evaluation.generation.second_model import RunModel
 
 # The benchmarks' small decoder, on sequences that hold a whole fable.
 SMALL: dict[str, Any] = {

@@ -10,13 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.models import options_of_training, plain, settings_of, spent, spent_table, train
-from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, read_data, write, write_fables
+from benchmarks.reproduce.models import options_of_training, settings_of, spent, spent_table, train
+from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write, write_fables
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.evaluation.gsm8k import EXTRACTIONS, Problem, load_problems, pass_rates, solve
-from ltm_pyro.evaluation.pass_at_k import mean_and_error
+from ltm_pyro.evaluation.gsm8k.pass_at_k import mean_and_error
 from ltm_pyro.training import LoadedRun
 
 TEMPLATE = r"Question: {question}\nAnswer: {answer}"

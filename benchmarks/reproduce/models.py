@@ -17,7 +17,7 @@ from ltm_pyro.language_model import ThoughtLanguageModel
 from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun, RunDirectory
 
-__all__ = ["TITLES", "mean_difference", "options_of_training", "plain", "settings_of", "spent", "spent_table", "train"]
+__all__ = ["TITLES", "mean_difference", "options_of_training", "settings_of", "spent", "spent_table", "train"]
 
 TITLES = {"ltm": "LTM", "ar": "AR, same window", "mdlm": "MDLM"}
 """The kinds of model, by the name of `Settings.model`."""
@@ -87,9 +87,3 @@ def mean_difference(nats: Sequence[float], others: Sequence[float], counts: Sequ
     ratio = gaps.sum() / n.sum()
     variance = (gaps - ratio * n).square().sum() / max(len(n) - 1, 1) * len(n) / n.sum() ** 2
     return float(ratio), math.sqrt(float(variance))
-
-
-def plain(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as JSON values, without the folder of the results, whose default is a path of the machine."""
-    kept = {key: value for key, value in vars(options).items() if key != "out"}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in kept.items()}

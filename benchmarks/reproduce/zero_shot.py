@@ -13,13 +13,12 @@ from benchmarks.reproduce.models import (
     TITLES,
     mean_difference,
     options_of_training,
-    plain,
     settings_of,
     spent,
     spent_table,
     train,
 )
-from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, read_data, write, write_fables
+from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write, write_fables
 from ltm_pyro.data import Data
 from ltm_pyro.data.fables import generate
 from ltm_pyro.evaluation import bits_per_character, characters, perplexities, words

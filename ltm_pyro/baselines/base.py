@@ -13,7 +13,7 @@ from ltm_pyro.baselines.transformer import PlainTransformer
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.protocols import Protocol, Report
+from ltm_pyro.evaluation.protocols import Report
 from ltm_pyro.flops import TransformerSize, transformer_step_flops
 from ltm_pyro.language_model import LanguageModel
 
@@ -71,7 +71,7 @@ class Baseline(nn.Module, LanguageModel):
         data: SequenceDataset,
         indices: Sequence[int],
         *,
-        protocols: Sequence[Protocol] | None = None,
+        protocols: Sequence[str] | None = None,
         samples: int = 1,
         block_size: int = 32,
         fast_steps: int | None = None,

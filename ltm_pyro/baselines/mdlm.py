@@ -46,7 +46,7 @@ class MaskedDiffusion(Baseline):
 
     Args:
         shape: sizes of the network; its window is not used.
-        sampling_steps: evaluations of the network in `generate`; None is one for each token. With fewer, tokens of the
+        sampling_steps: evaluations of the network in `generate`; none is one for each token. With fewer, tokens of the
             same step are drawn independently of one another.
         autocast: type of the network's products; None for the weights' own.
 
@@ -64,13 +64,14 @@ class MaskedDiffusion(Baseline):
     default_protocols: ClassVar[tuple[Protocol, ...]] = ("nelbo",)
     comparable: ClassVar[Protocol] = "nelbo"
     exact: ClassVar[bool] = False
+    open_ended: ClassVar[bool] = False
     validation_samples: ClassVar[int] = 8
 
     def __init__(
         self, shape: TransformerShape, *, sampling_steps: int | None = None, autocast: torch.dtype | None = None
     ):
         if sampling_steps is not None and sampling_steps < 1:
-            raise LTMError(f"sampling_steps must be 1 or more, got {sampling_steps}: None is one for each token")
+            raise LTMError(f"sampling_steps must be 1 or more, got {sampling_steps}: none is one for each token")
         super().__init__(PlainTransformer(shape, causal=False), autocast)
         self.sampling_steps = sampling_steps
         self.mask_embedding = nn.Parameter(torch.empty(shape.hidden))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,17 @@ from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.importance import importance_weights
 from ltm_pyro.infer.posterior import Posterior
 
-__all__ = ["PROTOCOLS", "Protocol", "Report", "evaluate"]
+__all__ = ["PROTOCOLS", "REFUSED", "Protocol", "Report", "evaluate", "refuse_flattery"]
 
 Protocol = Literal["elbo", "reconstruction", "iwae", "prequential", "likelihood", "nelbo"]
 PROTOCOLS: tuple[Protocol, ...] = ("elbo", "reconstruction", "iwae", "prequential")
 """The protocols of a model with thoughts; ``likelihood`` and ``nelbo`` are those of the baselines."""
+REFUSED = {
+    "fitted-elbo": "it scores q on the noise that q was fitted to, which flatters it and bounds nothing. Take elbo, "
+    "whose noise is drawn after the fit, or reconstruction, which says that the KL is left out; the released code's "
+    "own number is the training loss under inference.noise = fixed",
+}
+"""What is not a protocol although it has been reported as one, and why."""
 VALIDATION: tuple[Protocol, ...] = ("elbo", "reconstruction")
 """What one fit and S draws give: the validation of a training, and what `evaluate` computes unless told otherwise."""
 
@@ -116,7 +122,7 @@ def evaluate(
     data: SequenceDataset,
     indices: Sequence[int],
     *,
-    protocols: Sequence[Protocol] = VALIDATION,
+    protocols: Sequence[str] = VALIDATION,
     samples: int = 1,
     block_size: int = 32,
     fast_steps: int | None = None,
@@ -148,6 +154,7 @@ def evaluate(
     for name, number in (("samples", samples), ("block_size", block_size)):
         if number < 1:
             raise LTMError(f"{name} must be 1 or more, got {number}")
+    refuse_flattery(protocols)
     if not protocols or not set(protocols) <= set(PROTOCOLS):
         raise LTMError(f"protocols must be some of {', '.join(PROTOCOLS)}, got {', '.join(protocols) or 'none'}")
     if not indices:
@@ -189,14 +196,25 @@ def evaluate(
         samples,
         steps,
         seed,
-        protocols=tuple(protocols),
+        protocols=cast("tuple[Protocol, ...]", tuple(protocols)),
         bound=svi.guide.has_density,
         k_hat=k_hat,
         block_size=block_size if "prequential" in protocols else None,
     )
 
 
-def _score(posterior: Posterior, protocols: Sequence[Protocol], samples: int, chunk_size: int) -> dict[str, Tensor]:
+def refuse_flattery(protocols: Iterable[str]) -> None:
+    """Nothing, where every name may be a protocol.
+
+    Raises:
+        LTMError: one of them is `REFUSED`.
+    """
+    for name in protocols:
+        if name in REFUSED:
+            raise LTMError(f"{name} is no protocol: {REFUSED[name]}")
+
+
+def _score(posterior: Posterior, protocols: Sequence[str], samples: int, chunk_size: int) -> dict[str, Tensor]:
     """(B,) nats of each sequence by the protocols that score a posterior of the whole of it."""
     has_density = posterior.guide.has_density
     values = {"num_scored": posterior.batch.num_scored}

@@ -9,6 +9,7 @@ from ltm_pyro.config import Settings
 from ltm_pyro.data import SequenceDataset, Tokenizer, build_evaluation_data, shard_of, split_corpus
 from ltm_pyro.data.build import choose_layout
 from ltm_pyro.data.fables import log_prob
+from ltm_pyro.errors import LTMError
 
 __all__ = ["generator_entropy", "validation_data"]
 
@@ -34,8 +35,12 @@ def validation_data(
             The run's own validation text has the run's field.
 
     Raises:
-        LTMError: the source is unusable.
+        LTMError: the source is unusable, or there is a ``column`` and no ``source``.
     """
+    if column is not None and source is None:
+        raise LTMError(
+            f"column {column!r} is that of another source, and there is none: give --data, too, or leave --column out"
+        )
     data, seed = settings.data, settings.training.seed
     layout = choose_layout(data.layout, source or data.source, data.label_column)
     if source is not None:

@@ -189,7 +189,8 @@ def _figure(curves: Sequence[Curve], x: XAxis, log: bool) -> Figure:
             drawn = _draw(axes, curve, runs.index(curve.run), _marker(curve, curves))
             if panel == _first_panel(curve.run, curves):
                 entries[curve.run][f"{curve.split} {curve.quantity}"] = drawn
-        axes.set_title(_PANELS[panel], loc="left", fontsize="small")
+        given = any(curve.quantity == "nelbo" and curve.panel == panel for curve in curves)
+        axes.set_title(_PANELS[panel] + ("; nelbo: length given" if given else ""), loc="left", fontsize="small")
         axes.set_ylabel("nats per token")
         axes.spines[["top", "right"]].set_visible(False)
     grid[-1].set_xlabel(_X_LABELS[x])

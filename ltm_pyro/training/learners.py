@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +30,12 @@ class SlowStep(NamedTuple):
     """What one slow step saw; tensors stay on the device.
 
     ``sums`` are nats of the whole batch by name, ``loss`` among them, and its scored ``tokens``; ``gradient_norm`` is
-    before clipping.
+    before clipping. ``fast_steps`` are those that each micro-batch took; empty where there are none to take.
     """
 
     sums: dict[str, Tensor]
     gradient_norm: Tensor
+    fast_steps: tuple[int, ...] = ()
 
     @property
     def loss(self) -> Tensor:
@@ -61,8 +63,13 @@ class Learner(ABC):
         """The model as it is now, its settings those of step ``at``."""
 
     @abstractmethod
-    def flops(self, batch: TokenBatch) -> int:
-        """Floating point operations of `step` on a batch, by `ltm_pyro.flops`, from its sizes alone."""
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:
+        """Floating point operations of `step` on a batch, by `ltm_pyro.flops`, from its sizes alone.
+
+        Args:
+            batch: the sequences.
+            fast_steps: `SlowStep.fast_steps`, where an early stop can make them fewer; empty takes the configured ones.
+        """
 
     def rates(self, at: int) -> dict[str, float]:
         """The learning rates at step ``at``, by the names of metrics.jsonl."""
@@ -116,16 +123,21 @@ class ThoughtLearner(Learner):
             sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
         if info.guide_loss is not None:
             sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
-        return SlowStep(sums, info.gradient_norm)
+        return SlowStep(sums, info.gradient_norm, tuple(posterior.steps_taken for posterior in info.posteriors))
 
-    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
-        return slow_step_flops(
-            DecoderSize.of(self.model.decoder),
-            len(batch),
-            batch.tokens.shape[1],
-            int(batch.num_scored.sum()),
-            fast_steps=self.svi.fast_steps(),
-            slow_gradient=self.svi.fast.slow_gradient,
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:  # noqa: D102
+        size = self.settings.training.micro_batch_size or len(batch)
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return sum(
+            slow_step_flops(
+                DecoderSize.of(self.model.decoder),
+                len(part),
+                part.tokens.shape[1],
+                int(part.num_scored.sum()),
+                fast_steps=steps,
+                slow_gradient=self.svi.fast.slow_gradient,
+            )
+            for part, steps in zip(parts, fast_steps or [self.svi.fast_steps()] * len(parts), strict=True)
         )
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
@@ -171,7 +183,7 @@ class BaselineLearner(Learner):
         self.optimizer.step()
         return SlowStep({"tokens": total, "loss": torch.stack(losses).sum()}, norm)
 
-    def flops(self, batch: TokenBatch) -> int:  # noqa: D102
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:  # noqa: D102
         return self.model.step_flops(batch)
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +106,10 @@ class Trainer:
         checkpoint = self.store.latest()
         load_weights(self.learner.modules, checkpoint)
         restore_moments(self.optimizer, self.learner.modules, checkpoint.optimizer)
+        self.tokens, self.flops = self._spent_until(checkpoint)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self._sums = dict(checkpoint.state["sums"])
         self.step = checkpoint.step
-        self.tokens, self.flops = checkpoint.state["tokens"], checkpoint.state["flops"]
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
             starts.flush()
@@ -147,11 +149,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
         batch = self.data.train.batch(next(self.sampler))
-        self.tokens += int(batch.num_scored.sum())
-        self.flops += self.learner.flops(batch)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
         taken = self.learner.step(batch.to(self.device), at=self.step, seed=_step_seed(training.seed, self.step))
         self.step += 1
+        self.tokens += int(batch.num_scored.sum())
+        self.flops += self.learner.flops(batch, taken.fast_steps)
         self._unread.append(taken.sums)
         return taken
 
@@ -214,6 +216,23 @@ class Trainer:
         if starts is not None:
             starts.flush()
         self.observer.saved(path)
+
+    def _spent_until(self, checkpoint: Checkpoint) -> tuple[int, int]:
+        """Tokens and operations of the steps behind a checkpoint; counted again where an older version kept none."""
+        state, training = checkpoint.state, self.settings.training
+        if "tokens" in state and "flops" in state:
+            return state["tokens"], state["flops"]
+        warnings.warn(
+            f"the checkpoint of step {checkpoint.step} is of an older version, which counted neither tokens nor "
+            "operations: they are counted again, as if all steps had been taken with the present settings",
+            stacklevel=2,
+        )
+        sampler = Sampler(len(self.data.train), training.batch_size, seed=training.seed)
+        tokens = flops = 0
+        for indices in islice(sampler, checkpoint.step):
+            batch = self.data.train.batch(indices)
+            tokens, flops = tokens + int(batch.num_scored.sum()), flops + self.learner.flops(batch)
+        return tokens, flops
 
     def _spent(self) -> dict[str, int]:
         return {"training_tokens": self.tokens, "training_flops": self.flops}

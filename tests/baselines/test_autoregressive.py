@@ -196,3 +196,17 @@ def test_baselines_have_as_many_parameters_as_the_decoder(kind: type[Baseline], 
 def test_bad_values_are_named(call: Callable[[Autoregressive], object], message: str):
     with pytest.raises(LTMError, match=message):
         call(Autoregressive(tiny_shape()))
+
+
+def test_products_in_bfloat16_leave_the_most_probable_token_one():
+    model = randomised(Autoregressive(tiny_shape(), autocast=torch.bfloat16))
+    weight = model.network.embedding.weight
+    weight[1] = -weight[0]
+    weight[2] = 1.0005 * weight[0]  # its logit, where it is the largest, rounds to that of the first
+    batch = every_sequence(3, 2)
+    scored = torch.tensor([False, True]).expand(len(batch), 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hidden = model.network(batch.inputs)[:, 1].float()
+    best = (hidden.double() @ weight.double().T).argmax(-1)
+    assert (best == 2).any()
+    torch.testing.assert_close(model.predict(replace(batch, scored=scored)).greedy, best == batch.tokens[:, 1])

@@ -285,6 +285,7 @@ def test_eval_refuses_empty_text_and_wrong_columns(cli: Run, trained: Path, tmp_
     rows = write(tmp_path / "rows.jsonl", '{"a": "b"}\n')
     cli("eval", trained, "--data", rows).refused("rows.jsonl, line 1: no column 'text'; there is a")
     cli("eval", trained, "--data", rows, "--column", "c").refused("no column 'c'")
+    cli("eval", trained, "--column", "a").refused("column 'a'", "give --data, too")
 
 
 @pytest.mark.parametrize(

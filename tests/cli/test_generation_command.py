@@ -19,7 +19,7 @@ def test_one_document_holds_every_number_of_both_sides(cli: Run, trained: Path, 
     row = json.loads(found.out)
     assert row["generated"].keys() == row["reference"].keys() >= {"distinct_4", "entropy", "nats_per_token"}
     assert (row["texts"], row["max_tokens"], row["prompt_tokens"], row["temperature"]) == (4, 8, 0, 1.0)
-    assert (row["kind"], row["unit"], row["fast_steps"]) == ("ltm", "words", 2)
+    assert (row["model"], row["unit"], row["fast_steps"]) == ("ltm", "words", 2)
     assert row["second_model"]["protocol"] == "prequential"
     texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(texts) == 4

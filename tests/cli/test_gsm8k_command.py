@@ -44,6 +44,7 @@ def test_json_is_one_document_with_all_that_settles_it(cli: Run, finetuned: Path
     assert found == {
         "run": str(finetuned),
         "step": 6,
+        "model": "ltm",
         "data": str(problems),
         "examples": str(problems),
         "samples": 3,

@@ -24,7 +24,7 @@ FEW = ["--max-sequences", 3, "--max-tokens", 8]
 
 def test_probe_json_holds_every_probe_and_reconstruction_is_that_of_eval(cli: Run, trained: Path):
     found = document(cli("probe", trained, *FEW, "--samples", 2, "--seed", 4, "--json"))
-    assert set(found) == {"run", "step", "data", "layers", "swap", "linear", "spherical"}
+    assert set(found) == {"run", "step", "model", "data", "layers", "swap", "linear", "spherical"}
     run = load_run(trained, device="cpu")
     data = validation_data(run.settings, run.tokenizer)
     own = evaluate(run.svi, data, range(3), samples=2, seed=4, fast_lr=run.fast_lr).to_dict()
@@ -40,12 +40,12 @@ def test_probe_json_holds_every_probe_and_reconstruction_is_that_of_eval(cli: Ru
 
 
 def test_probe_prints_tables_and_texts(cli: Run, trained: Path):
-    result = cli("probe", trained, *FEW, "--points", 2, "--texts")
+    result = cli("probe", trained, *FEW, "--points", 2, "--show-texts")
     assert (result.code, result.err) == (0, "")
-    for words in ("free-running", "KL left out", "another's", "1 layers of document 0", "spherical, t = 1.00"):
+    for words in ("free-running", "no bound", "another's", "1 layers of document 0", "spherical, t = 1.00"):
         assert words in result.out
     assert "Facts" not in result.out
-    found = document(cli("probe", trained, *FEW, "--points", 2, "--texts", "--json"))
+    found = document(cli("probe", trained, *FEW, "--points", 2, "--show-texts", "--json"))
     assert f"{found['layers']['first'][1]['nats']:.4f}" in result.out
     assert [(text["a"], text["b"], text["layers"]) for text in found["swap"]["texts"][:4]] == [
         (0, 1, 0),
@@ -59,7 +59,7 @@ def test_probe_prints_tables_and_texts(cli: Run, trained: Path):
 def test_one_probe_alone_and_the_batch_size_changes_nothing(cli: Run, trained: Path):
     few = [*FEW, "--probe", "layers", "--no-free", "--json"]
     found, batched = (document(cli("probe", trained, *few, "--batch-size", size)) for size in (8, 1))
-    assert set(found) == {"run", "step", "data", "layers"}
+    assert set(found) == {"run", "step", "model", "data", "layers"}
     assert "free_accuracy" not in found["layers"]["first"][0]
     for row, other in zip(found["layers"]["first"], batched["layers"]["first"], strict=True):
         assert other["nats"] == pytest.approx(row["nats"], rel=1e-5)
@@ -92,7 +92,7 @@ def test_probes_of_fables_say_whose_facts_the_texts_tell(cli: Run, tmp_path: Pat
 def test_bad_requests_are_one_line(cli: Run, trained: Path):
     cli("probe", trained / "nowhere").refused("there is no run")
     cli("probe", trained, "--probe", "swap", "--plot", "a.png").refused("--plot", "layers")
-    cli("probe", trained, "--probe", "swap", "--max-sequences", 1).refused("two documents or more")
+    cli("probe", trained, "--max-sequences", 1).refused("two sequences or more, got 1", "--probe layers alone")
     cli("probe", trained, "--probe", "other").refused("other")
 
 

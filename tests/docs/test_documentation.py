@@ -251,6 +251,30 @@ def test_every_option_of_a_command_is_documented(name: str):
             assert f"`{option}" in section, f"{option} of {name} is not in docs/command-line.md"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_options_stand_in_the_order_of_the_help(name: str):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    page = COMMAND_LINE.read_text(encoding="utf-8").split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+    found = re.findall(r"^\| `(--[\w-]+)", page, flags=re.MULTILINE)
+    assert found == [parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+def test_commands_stand_in_the_order_of_the_help():
+    text = COMMAND_LINE.read_text(encoding="utf-8")
+    order = cli.list_commands(click.Context(cli))
+    assert [name for name in re.findall(r"^## ([\w-]+)$", text, flags=re.MULTILINE) if name in order] == order
+    assert re.findall(r"^ltm-pyro +([\w-]+) .*\[", text, flags=re.MULTILINE) == order
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_fits_eighty_columns(name: str):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    context = click.Context(command, click.Context(cli, info_name="ltm-pyro"), name, terminal_width=80)
+    assert [line for line in command.get_help(context).splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("page", LINKED, ids=names)
 def test_relative_links_resolve(page: Path):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -18,7 +18,7 @@ from ltm_pyro.evaluation.generation import (
     compare_statistics,
     write_texts,
 )
-from ltm_pyro.evaluation.second_model import RunModel
+from ltm_pyro.evaluation.generation.second_model import RunModel
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,15 @@ def test_documents_no_longer_than_the_prompt_are_left_out(data: Data):
 def test_numbers_out_of_range_are_named(data: Data, name: str, value: int):
     with pytest.raises(LTMError, match=f"{name} must be"):
         write_texts(FakeModel([[1]]), data.tokenizer, data.train, **({"num": 2} | {name: value}))
+
+
+def test_a_model_that_cannot_write_as_much_is_not_asked_to(data: Data):
+    model = FakeModel([[5]], max_length=20)
+    write_texts(model, data.tokenizer, data.train, num=2, max_tokens=30)
+    model.open_ended = False
+    write_texts(model, data.tokenizer, data.train, num=2, max_tokens=17, prompt_tokens=3)
+    with pytest.raises(LTMError, match="20 tokens at most, got a prompt of 3 and texts of 18: ask for fewer"):
+        write_texts(model, data.tokenizer, data.train, num=2, max_tokens=18, prompt_tokens=3)
 
 
 def test_equal_texts_have_equal_statistics(tokenizer: Tokenizer):

@@ -23,7 +23,7 @@ from tiny_runs import new_trainer, tiny_data
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.gsm8k import Problem, Solved, load_problems, pass_rates, prompt_text, solution_of, solve
-from ltm_pyro.evaluation.pass_at_k import pass_at_k
+from ltm_pyro.evaluation.gsm8k.pass_at_k import pass_at_k
 from ltm_pyro.language_model import LanguageModel
 from ltm_pyro.training import load_run
 
@@ -287,6 +287,18 @@ def test_examples_are_dropped_from_the_front_until_the_prompt_fits(tokenizer: To
         (one,) = solve(tight, tokenizer, PROBLEMS[:1], shots=4, examples=PROBLEMS, samples=1)
         assert one.fitted == kept
         assert tight.asked[0]["text"] == text
+
+
+def test_a_model_that_fills_a_window_keeps_room_in_it_for_the_answer(tokenizer: Tokenizer):
+    model = Oracle(tokenizer, lambda text, n: "")
+    model.open_ended = False
+    whole, one = (len(tokenizer.encode(prompt_text(PROBLEMS[0].question, PROBLEMS[1 : n + 1]))) for n in (3, 1))
+    for max_tokens, longest in ((20, whole - 20), (10_000, whole // 2)):
+        model.max_length = whole
+        solve(model, tokenizer, PROBLEMS[:3], shots=3, examples=PROBLEMS, samples=1, max_tokens=max_tokens)
+        assert one < longest
+        assert max(len(asked["prompt"]) for asked in model.asked) <= longest
+        model.asked.clear()
 
 
 def test_a_problem_that_does_not_fit_alone_is_unsolved_and_told_apart(tokenizer: Tokenizer):

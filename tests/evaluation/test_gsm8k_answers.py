@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltm_pyro.evaluation.answers import final_number, marked_number
+from ltm_pyro.evaluation.gsm8k.answers import final_number, marked_number
 
 
 @pytest.mark.parametrize(

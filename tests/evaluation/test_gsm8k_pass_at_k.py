@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.pass_at_k import mean_and_error, pass_at_k
+from ltm_pyro.evaluation.gsm8k.pass_at_k import mean_and_error, pass_at_k
 
 
 @pytest.mark.parametrize("draws", range(1, 8))

@@ -23,7 +23,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import block_log_probs
-from ltm_pyro.evaluation.harness_options import cut, read_generation
+from ltm_pyro.evaluation.harness.options import cut, read_generation
 from ltm_pyro.training import LoadedRun, load_run
 
 lm_eval = pytest.importorskip("lm_eval", reason="the harness is an extra: pip install 'ltm-pyro[lm-eval]'")
@@ -105,6 +105,13 @@ def test_tokens_are_those_of_the_run_and_give_the_text_back(model: HarnessModel,
         assert model.tok_decode(model.tok_encode(text)) == text
     assert model.eot_token_id == model.prefix_token_id == run.tokenizer.end_of_text
     assert model.max_length == LENGTH
+
+
+def test_the_harness_default_device_is_the_cpu_where_there_is_no_other(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(HarnessModel(str(path), device="cuda:0")._device) == "cpu"  # lm_eval without --device
+    with pytest.raises(LTMError, match="cuda:1"):
+        HarnessModel(str(path), device="cuda:1")
 
 
 def test_continuation_is_scored_as_a_block_after_its_context(model: HarnessModel, run: LoadedRun):

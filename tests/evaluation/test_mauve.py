@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.mauve import mauve
+from ltm_pyro.evaluation.generation.mauve import mauve
 
 installed = pytest.mark.skipif("not __import__('importlib').util.find_spec('mauve')", reason="needs mauve-text")
 

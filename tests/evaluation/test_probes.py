@@ -15,19 +15,19 @@ from ltm_pyro.data import Data, SequenceDataset
 from ltm_pyro.data.fables import fable
 from ltm_pyro.decoder.sampling import Sampling, decode
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation import (
+from ltm_pyro.evaluation import evaluate
+from ltm_pyro.evaluation.probes import (
     FittedThoughts,
     agreement,
-    evaluate,
     fit_thoughts,
     interpolate,
     mixed_texts,
     probe_layers,
     swap_thoughts,
 )
-from ltm_pyro.evaluation.facts import SPOKEN, facts_of, mentions, read_fable
-from ltm_pyro.evaluation.interpolation import linear, spherical
-from ltm_pyro.evaluation.swaps import MixedText
+from ltm_pyro.evaluation.probes.facts import SPOKEN, facts_of, mentions, read_fable
+from ltm_pyro.evaluation.probes.interpolation import linear, spherical
+from ltm_pyro.evaluation.probes.swaps import MixedText
 from ltm_pyro.guides import LocalDelta, LocalNormal, SemiAmortized
 from ltm_pyro.infer import FastSlowSVI
 from ltm_pyro.likelihood import TokenSequence

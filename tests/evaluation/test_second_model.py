@@ -13,9 +13,9 @@ from ltm_pyro.baselines import Autoregressive, TransformerShape
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Data, Tokenizer
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.huggingface import HuggingFaceModel, is_huggingface
+from ltm_pyro.evaluation.generation.huggingface import HuggingFaceModel, is_huggingface
+from ltm_pyro.evaluation.generation.second_model import RunModel
 from ltm_pyro.evaluation.prequential import block_log_probs
-from ltm_pyro.evaluation.second_model import RunModel
 from ltm_pyro.infer import FastSlowSVI
 from ltm_pyro.language_model import ThoughtLanguageModel
 

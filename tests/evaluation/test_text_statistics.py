@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation import text_statistics as statistics
+from ltm_pyro.evaluation.generation import text_statistics as statistics
 
 TEXTS = [["a", "b", "a", "b", "a"], ["a", "c"]]
 

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.perplexity import exp_or_none
+from ltm_pyro.evaluation.texts import scored_ends
 from ltm_pyro.language_model import LanguageModel
 
 __all__ = ["LastWords", "Passage", "last_words", "passage"]
@@ -120,19 +120,10 @@ def last_words(
         raise LTMError("no passage has a last word and a word before it: give whole passages, one per document")
     log_probs, greedy = [], []
     for begin in range(0, len(found), batch_size):
-        predicted = model.predict(
-            _batch(found[begin : begin + batch_size]), samples=samples, fast_steps=fast_steps, seed=seed
-        )
+        tokens, scored, starts = zip(*found[begin : begin + batch_size], strict=True)
+        batch = scored_ends(tokens, starts, scored)
+        predicted = model.predict(batch, samples=samples, fast_steps=fast_steps, seed=seed)
         log_probs.append(predicted.log_prob.double().cpu())
         greedy.append(predicted.greedy.cpu())
     shortened = sum(part.start != tokenizer.end_of_text for part in found)
     return LastWords(torch.cat(log_probs), torch.cat(greedy), model.exact, shortened)
-
-
-def _batch(passages: Sequence[Passage]) -> TokenBatch:
-    """The passages as a batch of which the last words alone are scored."""
-    plain = TokenBatch.from_lists([part.tokens for part in passages], [part.start for part in passages])
-    counts = torch.tensor([part.scored for part in passages])
-    places = torch.arange(plain.tokens.shape[1])
-    scored = places >= (plain.lengths - counts)[:, None]
-    return TokenBatch(plain.tokens, plain.lengths, plain.start, scored)

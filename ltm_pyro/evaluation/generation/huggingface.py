@@ -14,8 +14,8 @@ import torch
 
 from ltm_pyro.data.files import first_line, optional_import
 from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation.generation.second_model import SecondModel, nothing_to_score
 from ltm_pyro.evaluation.protocols import Protocol, Report
-from ltm_pyro.evaluation.second_model import SecondModel, nothing_to_score
 
 __all__ = ["HuggingFaceModel", "is_huggingface"]
 

@@ -9,7 +9,7 @@ from functools import cache
 from ltm_pyro.data.fables import plan_of
 from ltm_pyro.data.fables.lexicon import variable
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.fitted import FittedThoughts
+from ltm_pyro.evaluation.probes.fitted import FittedThoughts
 
 __all__ = ["SPOKEN", "Facts", "facts_of", "mentions", "read_fable"]
 

@@ -14,8 +14,8 @@ from ltm_pyro.data.corpora import Split
 from ltm_pyro.data.hub import HubCorpus
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.answers import MARK, final_number, marked_number
-from ltm_pyro.evaluation.pass_at_k import mean_and_error, pass_at_k
+from ltm_pyro.evaluation.gsm8k.answers import MARK, final_number, marked_number
+from ltm_pyro.evaluation.gsm8k.pass_at_k import mean_and_error, pass_at_k
 from ltm_pyro.language_model import LanguageModel
 
 __all__ = ["EXTRACTIONS", "Problem", "Solved", "load_problems", "pass_rates", "prompt_text", "solution_of", "solve"]
@@ -120,7 +120,8 @@ def solve(
     """Draws ``samples`` answers to each problem, a draw of z ~ q(z | prompt) for each.
 
     A problem's examples and draws come from the seed and its place alone; with more shots it gets the same examples and
-    more. Examples are dropped from the front until the prompt has at most `LanguageModel.max_length` tokens.
+    more. Examples are dropped from the front until the prompt has at most `LanguageModel.max_length` tokens; where the
+    answer must fit in there, too, until there is room for it, or half of the length is left.
 
     Args:
         model: of any kind.
@@ -143,12 +144,15 @@ def solve(
     known = len({example.question for example in examples})
     if known - 1 < shots and shots:
         raise LTMError(f"{shots} shots need {shots + 1} different examples or more, got {known}: give more examples")
+    longest = model.max_length
+    if not model.open_ended:
+        longest = max(longest - max_tokens, longest // 2)
     done = []
     for place, problem in enumerate(problems):
         # Strings seed Python's generator by their SHA-512, the same everywhere.
         source = random.Random(f"{seed} {place}")
         noise = source.getrandbits(32)
-        fitted = _fit(tokenizer, problem, _choose(examples, problem, shots, source), model.max_length)
+        fitted = _fit(tokenizer, problem, _choose(examples, problem, shots, source), longest)
         if fitted is None:
             done.append(Solved(problem, None, ()))
         else:

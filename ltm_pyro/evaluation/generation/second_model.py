@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.data import SequenceDataset, Shard, Tokenizer
-from ltm_pyro.data.shards import Manifest
+from ltm_pyro.data import SequenceDataset, Tokenizer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import Protocol, Report
+from ltm_pyro.evaluation.texts import shard_in_memory
 
 if TYPE_CHECKING:
     from ltm_pyro.language_model import LanguageModel
@@ -155,22 +155,8 @@ class _GivenTexts(SequenceDataset):
         uncut = [len(p) + len(t) < max_length for p, t in zip(prompts, texts, strict=True)]
         self._first = torch.tensor([len(prompt) for prompt in prompts])
         self._after = torch.tensor([len(row) + (e and u) for row, e, u in zip(whole, ended, uncut, strict=True)])
-        tokens = np.array([token for row in whole for token in (*row, end)], dtype=np.int64)
-        offsets = np.cumsum([0, *(len(row) + 1 for row in whole)], dtype=np.int64)
-        manifest = Manifest(
-            format=1,
-            dtype=tokens.dtype.str,
-            num_tokens=len(tokens),
-            num_documents=len(whole),
-            end_of_text=end,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer=tokenizer.digest,
-            source="",
-            name="given texts",
-            tokens_sha256="",
-            documents_sha256="",
-        )
-        super().__init__(Shard(tokens, offsets, manifest), "documents", max_length)
+        shard = shard_in_memory([t for row in whole for t in (*row, end)], [len(row) + 1 for row in whole], tokenizer)
+        super().__init__(shard, "documents", max_length)
 
     @property
     def num_scored(self) -> int:

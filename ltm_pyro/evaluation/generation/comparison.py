@@ -12,9 +12,9 @@ import numpy as np
 from ltm_pyro.data import SequenceDataset, Tokenizer
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation import text_statistics as statistics
-from ltm_pyro.evaluation.mauve import mauve
-from ltm_pyro.evaluation.second_model import SecondModel
+from ltm_pyro.evaluation.generation import text_statistics as statistics
+from ltm_pyro.evaluation.generation.mauve import mauve
+from ltm_pyro.evaluation.generation.second_model import SecondModel
 
 if TYPE_CHECKING:
     from ltm_pyro.language_model import LanguageModel
@@ -86,11 +86,18 @@ def write_texts(
         seed: of the choice of documents, and of thoughts and tokens.
 
     Raises:
-        LTMError: a number is out of range, or too few documents are longer than the prompt.
+        LTMError: a number is out of range, too few documents are longer than the prompt, or the model cannot write as
+            much after it.
     """
     for name, number, least in (("num", num, 1), ("max_tokens", max_tokens, 1), ("prompt_tokens", prompt_tokens, 0)):
         if number < least:
             raise LTMError(f"{name} must be {least} or more, got {number}")
+    if not model.open_ended and prompt_tokens + max_tokens > model.max_length:
+        # It would write less than it was asked for, and all of its texts would seem to have ended by themselves.
+        raise LTMError(
+            f"a model of kind {model.kind} reads and writes {model.max_length} tokens at most, got a prompt of "
+            f"{prompt_tokens} and texts of {max_tokens}: ask for fewer"
+        )
     bounds = data.shard.offsets
     # A document's last token is end-of-text.
     long_enough = np.flatnonzero(np.diff(bounds) - 1 > prompt_tokens)

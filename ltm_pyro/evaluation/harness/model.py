@@ -9,15 +9,14 @@ import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.harness_options import cut, read_generation
-from ltm_pyro.evaluation.texts import pieces_of_texts
+from ltm_pyro.evaluation.harness.options import cut, read_generation
+from ltm_pyro.evaluation.texts import pieces_of_texts, scored_ends
 from ltm_pyro.training.run import load_run
 from ltm_pyro.values import at_least, nearest, read_value, within
 
@@ -85,7 +84,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         seed: of every draw.
         end_of_text: whether the rolling log-likelihood has the document's end-of-text token in it. The harness's other
             models leave it out; `ltm-pyro eval` scores it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:K``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:K``. ``cuda:0``, which the harness asks for where nobody did, is
+            ``auto`` on a machine without CUDA.
         batch_size: sequences at once; ``auto`` is 8, or ``max_batch_size`` where that is given.
         max_batch_size: see ``batch_size``.
 
@@ -125,7 +125,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         at_least("fast_steps", self.fast_steps or 0, 0)
         within("seed", self.seed, 0, 2**32 - 1)
         self.pretrained = str(pretrained)
-        self._run = load_run(self.pretrained, device=device)
+        asked = "auto" if device == "cuda:0" and not torch.cuda.is_available() else device
+        self._run = load_run(self.pretrained, device=asked)
         self._model = self._run.language_model
         self._device = self._run.device
 
@@ -204,10 +205,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
     def _conditioned(self, rows: Sequence[tuple[list[int], list[int]]]) -> TokenBatch:
         """Sequences of context and continuation, of which the continuation is scored."""
         kept = [self._fit([*told, *asked], self.max_length) for told, asked in rows]
-        batch = TokenBatch.from_lists([tokens for _, tokens in kept], [start for start, _ in kept])
-        scored = torch.tensor([len(asked) for _, asked in rows])
-        places = torch.arange(batch.tokens.shape[1])
-        return replace(batch, scored=places >= (batch.lengths - scored)[:, None])
+        return scored_ends(
+            [tokens for _, tokens in kept], [start for start, _ in kept], [len(asked) for _, asked in rows]
+        )
 
     def _fit(self, tokens: list[int], length: int) -> tuple[int, list[int]]:
         """The last ``length`` tokens, and the token before them."""

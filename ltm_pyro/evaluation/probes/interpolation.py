@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.fitted import FittedThoughts
+from ltm_pyro.evaluation.probes.fitted import FittedThoughts
 from ltm_pyro.evaluation.protocols import finite, ratio
 
 __all__ = ["PATHS", "Interpolation", "interpolate", "linear", "spherical"]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ltm_pyro.evaluation.fitted import FittedThoughts
+from ltm_pyro.evaluation.probes.fitted import FittedThoughts
 from ltm_pyro.evaluation.protocols import finite, ratio
 
 __all__ = ["LayerProbe", "probe_layers"]

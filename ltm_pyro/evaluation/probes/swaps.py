@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.evaluation.facts import Facts, read_fable
-from ltm_pyro.evaluation.fitted import FittedThoughts
+from ltm_pyro.evaluation.probes.facts import Facts, read_fable
+from ltm_pyro.evaluation.probes.fitted import FittedThoughts
 from ltm_pyro.evaluation.protocols import finite, ratio
 
 __all__ = ["MixedText", "SwapMatrix", "agreement", "mixed_texts", "swap_thoughts"]
