@@ -81,8 +81,8 @@ class Comparison:
         full = {"decoder.window": settings.data.sequence_length} if model == "ar-full" else {}
         return settings.updated(MODELS[model] | full)
 
-    def rows(self, seeds: int) -> list[dict[str, Any]]:
-        """Scores, training curves and costs of every model, budget and seed."""
+    def rows(self, seeds: int, *, scored: bool = True) -> list[dict[str, Any]]:
+        """Training curves, costs and, unless they are not wanted, scores of every model, budget and seed."""
         found = []
         for seed in range(seeds):
             settings = self.settings(seed)
@@ -100,9 +100,11 @@ class Comparison:
                 folder = self.options.runs / f"{model}-{'tokens' if model == 'ltm' else budget}-{seed}"
                 run = trained(changed, data, folder)
                 row = {"model": model, "budget": budget, "seed": seed, "generator_entropy": entropy}
-                row |= _spent(run, folder) | _scores(run, data, indices, self.options)
+                row |= _spent(run, folder)
+                if scored:
+                    row |= _scores(run, data, indices, self.options)
+                    print(_progress(row), flush=True)
                 found.append(row)
-                print(_progress(row), flush=True)
         return found
 
     def _trainings(self) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.reproduce.comparison import MODELS, TITLES, Comparison, draw_curves, options_of_scores, title_of
+from benchmarks.reproduce.comparison import MODELS, TITLES, Comparison, draw_curves, title_of
 from benchmarks.reproduce.fables import base_settings, shrink
 from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write
 from ltm_pyro.flop_counter import measured_flops
@@ -29,7 +29,7 @@ def run(budget: Budget, arguments: list[str], about: str) -> None:
     parser = parser_of(budget, about, runs="fables")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150, help="slow steps of the LTM")
-    options_of_scores(parser)
+    parser.add_argument("--sequences", type=int, default=64, help="validation texts of the generator's entropy")
     options = options_of(parser, arguments)
     shrink(options)
     base = base_settings(options)
@@ -39,7 +39,7 @@ def run(budget: Budget, arguments: list[str], about: str) -> None:
         "budget": budget,
         "options": plain(options),
         "settings": base.to_dict(),
-        "rows": comparison.rows(options.seeds),
+        "rows": comparison.rows(options.seeds, scored=False),
         "flops_of_a_step": _checked_flops(comparison),
     }
     write(options, result, _table, lambda whole, path: draw_curves(whole, path, (budget,)))
