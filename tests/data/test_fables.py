@@ -114,6 +114,14 @@ def test_perturbed_text_has_no_probability(draws):
             assert fables.log_prob(text) == -math.inf
 
 
+def test_the_first_fault_is_found_where_it_was_put(draws):
+    for draw, _ in draws[:10]:
+        text = draw.text
+        assert fables.derived(text) == len(text)
+        for place in (0, 1, len(text) // 2, len(text)):
+            assert fables.derived(text[:place]) == fables.derived(text[:place] + "#" + text[place:]) == place
+
+
 def test_a_changed_name_late_in_the_story_has_no_probability(draws):
     for draw, _ in draws[:50]:
         name = draw.plan["name"]

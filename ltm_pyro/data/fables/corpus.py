@@ -15,6 +15,7 @@ __all__ = [
     "PLAN_VARIABLES",
     "SPLITS",
     "Fable",
+    "derived",
     "entropy",
     "exact_entropy",
     "fable",
@@ -86,6 +87,11 @@ def log_prob(text: str, *, split: str | None = None) -> float:
     _check_split(split)
     value = fable_grammar().log_prob(text)
     return value - math.log(SPLITS[split]) if value > -math.inf and split_of(text) == split else -math.inf
+
+
+def derived(text: str) -> int:
+    """Characters of the longest beginning of a text that some fable begins with: the place of its first fault."""
+    return fable_grammar().parser.derived(text)
 
 
 def plan_of(text: str) -> dict[str, str]:

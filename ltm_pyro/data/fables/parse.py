@@ -57,7 +57,11 @@ class Parser:
 
     def log_prob(self, text: str) -> float:
         """Exact log-probability of the text in nats; -inf outside the language."""
-        return _log_sum(self._run(text).values())
+        return _log_sum(self._run(text)[0].values())
+
+    def derived(self, text: str) -> int:
+        """Characters of the longest beginning of the text that some derivation begins with, too."""
+        return self._run(text)[1]
 
     def posterior(self, text: str) -> dict[tuple[tuple[str, str], ...], float]:
         """Log joint probability of the text with each set of plan values bound on the way; empty outside."""
@@ -67,7 +71,7 @@ class Parser:
                 for variable, value in zip(self._variables, bindings, strict=True)
                 if value != UNBOUND
             ): mass
-            for bindings, mass in self._run(text).items()
+            for bindings, mass in self._run(text)[0].items()
         }
 
     def _compile(self, node: Node, after: int) -> int:
@@ -102,8 +106,9 @@ class Parser:
                 self._points.append(_Lookup(where, targets))
         return len(self._points) - 1
 
-    def _run(self, text: str) -> dict[Bindings, float]:
-        """Log mass of the complete derivations of the text, by the plan values that they bind."""
+    def _run(self, text: str) -> tuple[dict[Bindings, float], int]:
+        """Log mass of the complete derivations of the text, by the plan values that they bind; how far any came."""
+        furthest = 0
         points = self._points
         pending: dict[int, dict[tuple[int, Bindings], float]] = {}
         queue: list[int] = []
@@ -116,7 +121,10 @@ class Parser:
                     position += len(step.text)
                     point = step.next
                     step = points[point]
+                furthest = max(furthest, position)
                 if isinstance(step, _Literal):
+                    if position + len(step.text) > furthest:
+                        furthest = max(furthest, position + _shared(step.text, text[position:]))
                     continue
                 if point not in pending:
                     pending[point] = {}
@@ -140,7 +148,7 @@ class Parser:
                     for bound, extra in self._bind(where, bindings):
                         moves.append((step.targets[tuple([bound[i] for i in where])], position, bound, mass + extra))
         finished = pending.get(END, {})
-        return {bindings: mass for (position, bindings), mass in finished.items() if position == len(text)}
+        return {bindings: mass for (position, bindings), mass in finished.items() if position == len(text)}, furthest
 
     def _bind(self, wanted: Sequence[int], bindings: Bindings) -> Iterator[tuple[Bindings, float]]:
         """Every extension of the plan so far to the wanted variables and their ancestors, with its log-probability."""
@@ -161,6 +169,11 @@ class Parser:
             if weight > 0:
                 for inside, more in self._bind(wanted, (*bindings[:i], value, *bindings[i + 1 :])):
                     yield inside, math.log(weight) + more
+
+
+def _shared(a: str, b: str) -> int:
+    """Characters that two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _log_add(a: float, b: float) -> float:
