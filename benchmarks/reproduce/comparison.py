@@ -202,6 +202,7 @@ def draw_curves(result: dict[str, Any], path: Path, budgets: Sequence[str]) -> N
             level = statistics.mean({r["seed"]: r["generator_entropy"] for r in result["rows"]}.values())
             axis.axhline(level, color="black", linewidth=0.8, linestyle=":", label="generator (exact)")
         axis.set_xlabel("training tokens" if budget == "tokens" else "training FLOPs (multiply-add = 2)")
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation, nats per token")
     axes[0].legend(fontsize=7)
