@@ -156,7 +156,8 @@ def comparison_table(result: dict[str, Any]) -> str:
         "Nats per token of validation text ± standard error over sequences; the last columns are of seed 0. "
         "`reconstruction` leaves the KL out: it is no bound and no perplexity. `elbo`, `iwae` and `nelbo` are upper "
         "bounds on −log p(x), `likelihood` is exact, `prequential` is a probability: it is what compares with "
-        "`likelihood`. `nelbo` is given each text's length; `nelbo + length` pays log N_max nats a sequence for it.",
+        "`likelihood`. `nelbo` is given each text's length, for which `nelbo + length` pays log N_max nats a sequence; "
+        "in packed sequences it tells nothing.",
         "",
         f"LTM: T_fast = {options['eval_steps']}, S = {options['samples']} (`elbo`, `reconstruction`, `prequential` in "
         f"blocks of {options['block_size']}), {options['weights']} draws (`iwae`). MDLM: {options['masks']} masks a "
@@ -268,7 +269,7 @@ def _scores(run: LoadedRun, data: Data, indices: list[int], options: argparse.Na
     values = {name: r.values[name] for r in reports for name in r.values}
     counts = reports[0].num_scored
     scores = {name: dict(zip(("value", "se"), r.mean(name), strict=True)) for r in reports for name in r.values}
-    if model.kind == "mdlm":
+    if model.kind == "mdlm" and data.validation.layout == "documents":  # where sequences end is told by no other layout
         values["nelbo + length"] = values["nelbo"] + math.log(model.max_length)
         scores["nelbo + length"] = {
             "value": float(values["nelbo + length"].sum() / counts.sum()),

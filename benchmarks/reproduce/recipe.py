@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -104,7 +105,7 @@ def write(
     """Writes NAME.json, NAME.md and NAME.svg into the folder of the results; returns the first."""
     name = getattr(options, "result_name", options.name)
     path = Path(options.out) / f"{name}.json"
-    command = f"just reproduce {' '.join(sys.argv[1:])}"
+    command = f"just reproduce {shlex.join(sys.argv[1:])}"
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"command": command, "machine": machine(), "smoke": options.smoke, **result}
     path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
