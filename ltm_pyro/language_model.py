@@ -285,8 +285,11 @@ class ThoughtLanguageModel(LanguageModel):
             some = batch[told]
             longest = int(lengths.max())
             context = TokenBatch(some.tokens[:, :longest], lengths[told], some.start)
-            posterior = self.svi.infer(context, steps=fast_steps, seed=seed, lr=self.fast_lr)
-            thoughts[:, told] = posterior.sample(samples)
+            # The choices of one question share their context, and equal contexts have equal posteriors and draws.
+            keys, place = context.keys.unique(return_inverse=True)
+            one_of_each = torch.zeros_like(keys).scatter(0, place, torch.arange(len(place), device=batch.device))
+            posterior = self.svi.infer(context[one_of_each], steps=fast_steps, seed=seed, lr=self.fast_lr)
+            thoughts[:, told] = posterior.sample(samples)[:, place]
         return thoughts
 
     def features(

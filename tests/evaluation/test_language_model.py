@@ -50,6 +50,16 @@ def test_a_prediction_depends_on_no_other_sequence(ltm: ThoughtLanguageModel):
     assert bool(together.greedy[3])
 
 
+def test_equal_contexts_are_inferred_once(ltm: ThoughtLanguageModel, inferred: list[TokenBatch]):
+    choices = TokenBatch.from_lists([[3, 1, 4, 5], [2, 7, 1, 8, 2], [3, 1, 4, 9], [3, 1, 4, 6, 6]], 0)
+    batch = after(choices, 3, 3, 3, 3)
+    together = ltm.predict(batch, samples=3)
+    assert sorted(inferred[0].tokens.tolist()) == [[2, 7, 1], [3, 1, 4]]
+    for row in range(4):
+        alone = ltm.predict(batch[[row]], samples=3)
+        torch.testing.assert_close(alone.log_prob, together.log_prob[[row]], rtol=1e-5, atol=1e-5)
+
+
 def test_probabilities_of_all_continuations_add_up_to_one(ltm: ThoughtLanguageModel):
     context, vocab = [3, 1, 4], 11
     pairs = [[*context, a, b] for a in range(vocab) for b in range(vocab)]
