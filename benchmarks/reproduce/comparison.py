@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.reproduce.recipe import machine_line, read_data, trained
+from benchmarks.reproduce.recipe import machine_line, read_data, save_svg, trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
 from ltm_pyro.evaluation import Report, generator_entropy
+from ltm_pyro.evaluation.protocols import ratio
 from ltm_pyro.language_model import ThoughtLanguageModel
 from ltm_pyro.training import LoadedRun
 from ltm_pyro.training.learners import build_learner
@@ -187,7 +188,6 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
 
 def draw_curves(result: dict[str, Any], path: Path, budgets: Sequence[str]) -> None:
     """Validation curves of every seed against each budget; the generator's entropy, where it is known, below."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8 * len(budgets), 3.6), layout="constrained")
@@ -207,8 +207,7 @@ def draw_curves(result: dict[str, Any], path: Path, budgets: Sequence[str]) -> N
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation, nats per token")
     axes[0].legend(fontsize=7)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
 
 
 def _learner_without_weights(settings: Settings, data: Data) -> Any:
@@ -287,12 +286,9 @@ def _scores(run: LoadedRun, data: Data, indices: list[int], options: argparse.Na
 def _difference(row: dict[str, Any], rows: list[dict[str, Any]], name: str) -> tuple[float, float]:
     """Of a model to the autoregressive one of the same seed, sequence by sequence (ratio estimator)."""
     other = next(r for r in rows if (r["model"], r["budget"], r["seed"]) == ("ar", "tokens", row["seed"]))
-    counts = torch.tensor(row["num_scored"], dtype=torch.float64)
+    counts = torch.tensor(row["num_scored"])
     nats = torch.tensor(row["nats"][name], dtype=torch.float64) - torch.tensor(other["nats"]["likelihood"])
-    ratio = nats.sum() / counts.sum()
-    n = len(counts)
-    variance = (nats - ratio * counts).square().sum() / max(n - 1, 1) * n / counts.sum() ** 2
-    return float(ratio), float(variance.sqrt())
+    return ratio(nats, counts)
 
 
 def title_of(model: str, budget: str) -> str:

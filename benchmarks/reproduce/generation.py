@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.models import TITLES, options_of_training, settings_of, spent, spent_table, train
-from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write
+from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, save_svg, write
 from ltm_pyro.data.fables import derived, log_prob
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.evaluation.generation import (
@@ -172,7 +172,6 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Of texts from the prior: distinct-4 against generative perplexity, and the share that the grammar derives."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     colours = {"ltm": "#0072B2", "ar": "#D55E00", "mdlm": "#009E73"}
@@ -198,8 +197,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axis.set_ylabel("distinct-4")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
 
 
 def _notes(result: dict[str, Any], shown: dict[str, str]) -> list[str]:

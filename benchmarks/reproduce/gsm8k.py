@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.models import options_of_training, settings_of, spent, spent_table, train
-from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write, write_fables
+from benchmarks.reproduce.recipe import (
+    machine_line,
+    options_of,
+    parser_of,
+    plain,
+    read_data,
+    save_svg,
+    write,
+    write_fables,
+)
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Tokenizer
 from ltm_pyro.decoder.sampling import Sampling
@@ -180,7 +189,6 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """pass@k for the largest k against shots, with the guesses as lines."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     k = f"pass@{max(result['options']['k'])}"
@@ -199,8 +207,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axis.set_ylabel(f"{k}, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
 
 
 def _split(options: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:

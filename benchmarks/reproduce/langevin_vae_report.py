@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reproduce.recipe import machine_line
+from benchmarks.reproduce.recipe import machine_line, save_svg
 from ltm_pyro.evaluation.protocols import ratio
 
 __all__ = ["TITLES", "draw", "table"]
@@ -197,7 +197,6 @@ def _generator(rows: list[dict[str, Any]]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """KL and prequential of every decoder by the one inference for all."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     rows, key = result["rows"], f"vb-{result['options']['eval_steps'][0]}"
@@ -219,5 +218,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     right.set(xlabel="KL of fitted thoughts, nats per token", ylabel="prequential, nats per token (AR dotted)")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)

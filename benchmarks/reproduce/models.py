@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from benchmarks.reproduce.recipe import trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
+from ltm_pyro.evaluation.protocols import ratio
 from ltm_pyro.language_model import ThoughtLanguageModel
 from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun, RunDirectory
@@ -82,8 +82,5 @@ def spent_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def mean_difference(nats: Sequence[float], others: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
     """Of two models on the same sequences, per token, and its standard error (ratio estimator)."""
-    n = torch.tensor(counts, dtype=torch.float64)
     gaps = torch.tensor(nats, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
-    ratio = gaps.sum() / n.sum()
-    variance = (gaps - ratio * n).square().sum() / max(len(n) - 1, 1) * len(n) / n.sum() ** 2
-    return float(ratio), math.sqrt(float(variance))
+    return ratio(gaps, torch.tensor(counts))

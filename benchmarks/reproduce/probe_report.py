@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce.recipe import machine_line
+from benchmarks.reproduce.recipe import machine_line, save_svg
 
 __all__ = ["draw", "table"]
 
@@ -109,7 +109,6 @@ def _mean(values: list[dict[str, Any]], name: str, unit: int) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Nats and accuracies against the layers that keep their thoughts, a line for every seed."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -135,5 +134,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
             xlabel="layers 1 … l that keep their thoughts", xticks=range(len(result["rows"][0]["layers"]["first"]))
         )
         axis.grid(alpha=0.3)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from ltm_pyro.data.corpora import Split
 from ltm_pyro.data.fables import generate
 from ltm_pyro.training import LoadedRun, RunDirectory, Trainer, load_run
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "RESULTS",
     "machine_line",
@@ -27,6 +30,7 @@ __all__ = [
     "parser_of",
     "plain",
     "read_data",
+    "save_svg",
     "trained",
     "write",
     "write_fables",
@@ -114,6 +118,14 @@ def write(
     draw(whole, path.with_suffix(".svg"))
     print(f"written to {path}, .md and .svg")
     return path
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Writes a figure whose text stays text, and whose bytes are the same for the same numbers."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def machine_line(result: dict[str, Any]) -> str:

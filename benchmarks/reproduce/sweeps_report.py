@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reproduce.recipe import machine_line, write
+from benchmarks.reproduce.recipe import machine_line, save_svg, write
 from ltm_pyro.config import Settings
 from ltm_pyro.evaluation.protocols import ratio
 
@@ -84,13 +84,11 @@ def final_page(
         return "\n".join([*markdown(result), "", *notes, "", *ends])
 
     def plot(result: dict[str, Any], path: Path) -> None:
-        import matplotlib
         from matplotlib.figure import Figure
 
         figure = Figure(layout="constrained")
         draw(result, figure)
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-            figure.savefig(path, metadata={"Date": None})
+        save_svg(figure, path)
 
     return write(options, {"options": about, "settings": base.to_dict(), "rows": rows}, page, plot)
 

@@ -18,7 +18,16 @@ from benchmarks.reproduce.models import (
     spent_table,
     train,
 )
-from benchmarks.reproduce.recipe import machine_line, options_of, parser_of, plain, read_data, write, write_fables
+from benchmarks.reproduce.recipe import (
+    machine_line,
+    options_of,
+    parser_of,
+    plain,
+    read_data,
+    save_svg,
+    write,
+    write_fables,
+)
 from ltm_pyro.data import Data
 from ltm_pyro.data.fables import generate
 from ltm_pyro.evaluation import bits_per_character, characters, perplexities, words
@@ -185,7 +194,6 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Bits per character of every corpus under every model."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     titles = list(dict.fromkeys(row["title"] for row in result["rows"]))
@@ -201,8 +209,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axis.set_xlabel("bits per character")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ltm-pyro"}):
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
 
 
 _COLOURS = {"ltm": "#0072B2", "ar": "#D55E00", "mdlm": "#009E73"}
