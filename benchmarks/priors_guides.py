@@ -120,7 +120,8 @@ def measure(settings: Settings, base: Settings, data: Data, options: argparse.Na
     paper = Run.of(base.updated({"prior.name": PAPER[0], "guide.name": PAPER[1]}), data)
     run = Run.of(settings, data)
     batch = run.batch()  # the same for both
-    timed = compare(lambda: run.step(batch), lambda: paper.step(batch), pairs=options.pairs).summary()
+    steps = {"pair": lambda: run.step(batch), "paper": lambda: paper.step(batch)}
+    timed = compare(steps, rounds=options.pairs, reference="paper").summary()["functions"]["pair"]
 
     run = Run.of(settings, data)
     spent = 0.0
@@ -140,7 +141,7 @@ def measure(settings: Settings, base: Settings, data: Data, options: argparse.Na
         device=options.device,
     )
     return {
-        "seconds_per_step": timed["first_s"],
+        "seconds_per_step": timed["seconds"],
         "ratio": timed["ratio"],
         "steps": run.taken,
         "validation": report.to_dict(),
