@@ -27,7 +27,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def main(arguments: list[str]) -> None:
     """Measures and writes benchmarks/results/loss.json."""
     vocabularies, types = [2048, 16384, 50257], ["float32", "bfloat16"]
-    parser = parser_of("loss", __doc__, rounds=5, vocabulary=vocabularies, dtype=types)
+    parser = parser_of("loss", __doc__, rounds=3, vocabulary=vocabularies, dtype=types)
     parser.add_argument("--rows", type=int, default=1024, help="tokens that are scored (default: 1024)")
     parser.add_argument("--hidden", type=int, default=512)
     options = options_of(parser, arguments, SMOKE)

@@ -106,8 +106,8 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         function()
     events: Any = profile.profiler.kineto_results.events()
-    allocations = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(accumulate((size for _, size in allocations), initial=0))
+    sizes: list[int] = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
+    return max(accumulate(sizes, initial=0))
 
 
 def machine() -> dict[str, Any]:

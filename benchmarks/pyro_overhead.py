@@ -18,7 +18,6 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder import Stem
 from ltm_pyro.infer import FastSlowSVI
 
-
 SMOKE = {"preset": "tiny", "vocabulary": 300, "batch": 2, "tokens": 32, "fast_steps": 2, "rounds": 2}
 
 
