@@ -40,8 +40,8 @@ class Axis:
 
 AXES = {
     "tokens": Axis("tokens", "N", (256, 512, 1024, 2048, 4096), (16, 32)),
-    "thoughts": Axis("thoughts", "N_z", (6, 24, 96, 384), (4, 8)),
-    "fast-steps": Axis("fast_steps", "T_fast", (4, 16, 64), (1, 2)),
+    "thoughts": Axis("thoughts", "N_z", (24, 96, 384), (4, 8)),
+    "fast-steps": Axis("fast_steps", "T_fast", (4, 16, 32), (1, 2)),
     "batch": Axis("batch", "B", (1, 2, 4), (1, 2)),
     "vocabulary": Axis("vocabulary", "V", (2048, 16384, 50257), (300, 400)),
 }

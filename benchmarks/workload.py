@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ltm_pyro import presets
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import autocast_type, build_guide, build_model
 from ltm_pyro.config import Settings
 from ltm_pyro.infer import FastConfig, FastSlowSVI
-from ltm_pyro.presets import preset
 
 __all__ = ["GPT2_VOCABULARY", "Workload", "options_of", "parser_of", "plain"]
 
@@ -106,7 +106,7 @@ class Workload:
     ) -> Workload:
         """From options, those being left alone that are no part of the work; ``settings`` changes the preset."""
         changes = {"data.sequence_length": tokens, "inference.fast_steps": fast_steps, "training.dtype": dtype}
-        chosen = _preset(preset).updated(changes | dict(settings or {}))
+        chosen = presets.preset(preset).updated(changes | dict(settings or {}))
         model = build_model(chosen, vocabulary).to(device)
         svi = FastSlowSVI(
             model,
@@ -127,10 +127,6 @@ class Workload:
     def warm_up(self) -> None:
         """A slow step with a single fast step, after which nothing is done for the first time."""
         svi = self.svi
-        short = FastSlowSVI(
-            svi.model, svi.guide, fast=FastConfig(steps=1), slow=svi.slow, clip_norm=1.0, autocast=svi.autocast
-        )
-        short.step(self.batch, seed=0)
-
-
-_preset = preset  # the option's name hides the function's
+        fast, svi.fast = svi.fast, replace(svi.fast, steps=1)
+        self.step()
+        svi.fast = fast
