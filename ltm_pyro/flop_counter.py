@@ -17,7 +17,8 @@ __all__ = ["measured_flops"]
 def measured_flops(run: Callable[[], Any]) -> int:
     """What torch's counter sees while ``run`` is called.
 
-    With formulas of our own for what it would miss: attention on the CPU, and the product that is added in place.
+    With formulas of our own for what it would miss: attention and oneDNN's products on the CPU, and the product that is
+    added in place.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_MISSED)
     # Its attribution to modules hooks into their inputs' gradients, which `torch.autograd.grad` for leaves forbids.
@@ -47,9 +48,15 @@ def _addmm(total: Sequence[int], left: Sequence[int], right: Sequence[int], *_: 
     return linear_cost(left[0], left[1], right[1]).forward
 
 
+def _linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return linear_cost(x[0], x[1], weight[0]).forward
+
+
 _aten = torch.ops.aten
 _MISSED = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
     _aten.addmm_: _addmm,
 }
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _MISSED[torch.ops.mkldnn._linear_pointwise] = _linear

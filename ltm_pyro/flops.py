@@ -14,6 +14,7 @@ from typing import Literal, cast
 from ltm_pyro.baselines.transformer import PlainBlock, PlainTransformer
 from ltm_pyro.decoder.blocks import feed_forward_width
 from ltm_pyro.decoder.transformer import ThoughtDecoder
+from ltm_pyro.decoder.window import BLOCK
 from ltm_pyro.errors import LTMError
 
 __all__ = [
@@ -86,7 +87,10 @@ class _Size:
     def pairs(self, length: int) -> int:
         """Pairs of query and key in one self-attention of one sequence."""
         if self.dense:
-            return length**2
+            if not self.causal or self.window is None or length <= self.window:
+                return length**2
+            rows = [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+            return sum((end - start) * (end - max(0, start - self.window + 1)) for start, end in rows)
         seen = min(self.window or length, length)
         one_side = seen * (seen + 1) // 2 + (length - seen) * seen
         return one_side if self.causal else 2 * one_side - length
@@ -117,8 +121,9 @@ class TransformerSize(_Size):
         feed_forward: width F of the SwiGLU; None is the decoder's own, 2/3 · 4H rounded up to a multiple of 32.
         window: tokens that self-attention sees to one side, the token itself included; None is all.
         causal: True where no token sees those after it.
-        dense: count every pair of positions, as torch's counter does and a kernel that takes a mask; False counts the
-            pairs that causality and the window let see, all that an ideal kernel would work on.
+        dense: count the pairs of positions that the kernel on the CPU works on, as torch's counter does: every pair up
+            to the window, and blocks of queries with the keys that any of them sees beyond it; False counts the pairs
+            that causality and the window let see, all that an ideal kernel would work on.
     """
 
     @classmethod
@@ -151,7 +156,7 @@ class DecoderSize(_Size):
         feed_forward: as for `TransformerSize`, and so the next three.
         window: tokens that self-attention sees.
         causal: True.
-        dense: count every pair of positions, or those that are seen.
+        dense: count the pairs that are worked on, or those that are seen.
         thoughts_per_layer: n.
         thought_width: width w of a thought vector; None is H.
     """

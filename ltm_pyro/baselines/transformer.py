@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ltm_pyro.config import DecoderSettings
-from ltm_pyro.decoder.attention import SelfAttention, window_mask
+from ltm_pyro.decoder.attention import SelfAttention
 from ltm_pyro.decoder.blocks import SwiGLU, feed_forward_width
 from ltm_pyro.decoder.cache import DecoderCache, LayerCache, Slots
 from ltm_pyro.decoder.tied import TiedTransformer
@@ -121,7 +121,7 @@ class PlainTransformer(TiedTransformer):
     ) -> Float[Tensor, "batch token hidden"]:
         """As `forward`, of inputs that are embedded already."""
         positions = torch.arange(embedded.shape[1], device=embedded.device)
-        return self._run(embedded, positions, self._mask(embedded.shape[1], real, embedded.device), None)
+        return self._run(embedded, positions, self._mask(real), None)
 
     def prefill(
         self, inputs: Int[Tensor, "batch token"], lengths: Int[Tensor, " batch"], thoughts: None = None
@@ -133,8 +133,7 @@ class PlainTransformer(TiedTransformer):
         slots = Slots(lengths, self.window)
         cache = DecoderCache(slots, [LayerCache(slots) for _ in self.blocks], [])
         positions = torch.arange(inputs.shape[1], device=inputs.device)
-        mask = self._mask(inputs.shape[1], None, inputs.device)
-        hidden = self._run(self.embedding(inputs), positions, mask, cache)
+        hidden = self._run(self.embedding(inputs), positions, None, cache)
         return hidden[torch.arange(len(lengths), device=inputs.device), lengths - 1], cache
 
     def step(self, inputs: Int[Tensor, " batch"], cache: DecoderCache) -> Float[Tensor, "batch hidden"]:
@@ -143,11 +142,11 @@ class PlainTransformer(TiedTransformer):
         cache.slots.advance()
         return self._run(self.embedding(inputs[:, None]), positions, None, cache)[:, 0]
 
-    def _mask(self, num_tokens: int, real: Tensor | None, device: torch.device) -> Tensor | None:
-        if self.causal:
-            return window_mask(num_tokens, self.window, device)
+    def _mask(self, real: Tensor | None) -> Tensor | None:
+        if self.causal or real is None:
+            return None
         # A sequence without tokens sees its padding rather than nothing, of which there is no average.
-        return None if real is None else (real | ~real.any(-1, keepdim=True))[:, None, None, :]
+        return (real | ~real.any(-1, keepdim=True))[:, None, None, :]
 
     def _run(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: DecoderCache | None) -> Tensor:
         rope = self._rotation(positions)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ltm_pyro.decoder.cache import LayerCache
+from ltm_pyro.decoder.linear import Linear
 from ltm_pyro.decoder.rotary import Rotation, rotate
+from ltm_pyro.decoder.window import windowed_attention
 
-__all__ = ["CrossAttention", "SelfAttention", "window_mask"]
-
-
-def window_mask(
-    num_tokens: int, window: int, device: torch.device | str | None = None
-) -> Bool[Tensor, "query key"] | None:
-    """(N, N) True where query i sees key j: i - window < j <= i. None where plain causal attention is the same."""
-    if num_tokens <= window:
-        return None
-    offset = torch.arange(num_tokens, device=device)
-    distance = offset[:, None] - offset[None, :]
-    return (distance >= 0) & (distance < window)
+__all__ = ["CrossAttention", "SelfAttention"]
 
 
 class SelfAttention(nn.Module):
@@ -38,25 +28,33 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.causal = causal
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.qkv = Linear(hidden, 3 * hidden)
+        self.out = Linear(hidden, hidden)
 
     def forward(
         self,
         x: Float[Tensor, "batch token hidden"],
         rope: Rotation,
-        mask: Bool[Tensor, "*rows query key"] | None,
+        *,
+        window: int | None = None,
+        mask: Bool[Tensor, "*rows query key"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch token hidden"]:
-        """Attends over the whole sequence, to the keys that ``mask`` shows. Fills ``cache`` where one is given.
+        """Attends over the whole sequence.
 
-        ``mask`` is `window_mask`'s or, in both directions, one that hides padding; None shows all that there is to see.
+        Args:
+            x: normed residual stream.
+            rope: rotation of every position.
+            window: tokens that a causal attention sees, the token itself included; None is all before it.
+            mask: True at the keys that attention in both directions sees; None is all.
+            cache: filled with keys and values where it is given.
         """
         q, k, v = self._project(x, rope)
         if cache is not None:
             cache.fill(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
-        return self._merge(y)
+        if self.causal:
+            return self._merge(windowed_attention(q, k, v, window))
+        return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
     def step(
         self, x: Float[Tensor, "batch 1 hidden"], rope: Rotation, cache: LayerCache
@@ -88,24 +86,16 @@ class CrossAttention(nn.Module):
     def __init__(self, hidden: int, heads: int, thought_width: int):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(hidden, hidden, bias=False)
-        self.key = nn.Linear(thought_width, hidden, bias=False)
-        self.value = nn.Linear(thought_width, hidden, bias=False)
-        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.query = Linear(hidden, hidden)
+        self.key = Linear(thought_width, hidden)
+        self.value = Linear(thought_width, hidden)
+        self.out = Linear(hidden, hidden)
 
     def queries(
         self, x: Float[Tensor, "batch token hidden"], rope: Rotation
     ) -> Float[Tensor, "batch head token head_dim"]:
         """Queries rotated by token position; they do not depend on the thoughts of this layer."""
         return rotate(rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads), rope)
-
-    def memory(
-        self, thoughts: Float[Tensor, "batch slot width"], rope: Rotation
-    ) -> tuple[Float[Tensor, "batch head slot head_dim"], Float[Tensor, "batch head slot head_dim"]]:
-        """Keys, rotated by latent position, and values: constant while the thoughts are."""
-        k = rearrange(self.key(thoughts), "b n (h d) -> b h n d", h=self.heads)
-        v = rearrange(self.value(thoughts), "b n (h d) -> b h n d", h=self.heads)
-        return rotate(k, rope), v
 
     def attend(
         self, queries: Float[Tensor, "batch head token head_dim"], memory: tuple[Tensor, Tensor]

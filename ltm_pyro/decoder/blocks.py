@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ltm_pyro.decoder.attention import CrossAttention, SelfAttention
+from ltm_pyro.decoder.linear import Linear
 
 __all__ = ["Block", "SwiGLU", "feed_forward_width"]
 
@@ -29,8 +30,8 @@ class SwiGLU(nn.Module):
     def __init__(self, hidden: int, width: int | None = None):
         super().__init__()
         width = feed_forward_width(hidden) if width is None else width
-        self.gate_up = nn.Linear(hidden, 2 * width, bias=False)
-        self.down = nn.Linear(width, hidden, bias=False)
+        self.gate_up = Linear(hidden, 2 * width)
+        self.down = Linear(width, hidden)
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Token by token."""

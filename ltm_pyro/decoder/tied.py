@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -49,6 +50,17 @@ class TiedTransformer(nn.Module):
         self.blocks = blocks
         self.norm = nn.RMSNorm(hidden, eps=1e-5)
 
+    held_embedding: Tensor | None = None
+    """The output embedding in another type, between `hold` and `release`."""
+
+    def hold(self, dtype: torch.dtype | None) -> None:
+        """Keeps the output embedding as a constant in ``dtype``, None being its own (`ltm_pyro.decoder.linear.held`)."""
+        self.held_embedding = self.embedding.weight.detach().to(dtype)
+
+    def release(self) -> None:
+        """Ends `hold`."""
+        self.held_embedding = None
+
     def reset_parameters(self) -> None:
         """N(0, 0.02²) everywhere, divided by √(2L) on the maps that write into the residual stream."""
         for name, parameter in self.named_parameters():
@@ -63,7 +75,8 @@ class TiedTransformer(nn.Module):
         self, hidden: Float[Tensor, "row hidden"], targets: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
         """Log p(target | hidden) row by row; logits are never all held."""
-        return target_log_prob(hidden, self.embedding.weight, targets)
+        weight = self.embedding.weight if self.held_embedding is None else self.held_embedding
+        return target_log_prob(hidden, weight, targets)
 
     def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
         """Unnormalised log-probabilities of the next token under the tied embedding."""
@@ -82,7 +95,7 @@ class TiedTransformer(nn.Module):
         layer_cache = None if cache is None else cache.layers[layer]
         if layer_cache is not None and one_per_sequence(positions):
             return x + attention.step(y, rope, layer_cache)
-        return x + attention(y, rope, mask, layer_cache)  # type: ignore[no-any-return]
+        return x + attention(y, rope, window=self.window, mask=mask, cache=layer_cache)  # type: ignore[no-any-return]
 
 
 def one_per_sequence(positions: Tensor) -> bool:

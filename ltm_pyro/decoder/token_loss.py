@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ltm_pyro.decoder.linear import times_transposed
+
 __all__ = ["target_log_prob"]
 
 
@@ -33,9 +35,11 @@ def target_log_prob(
     return result
 
 
-def _rows_at_once(weight: Tensor) -> int:
-    # Enough rows to saturate the product, few enough that a chunk of logits stays small (32 MiB, 1 GiB on a GPU).
-    return max(1, (2**28 if weight.is_cuda else 2**23) // weight.shape[0])
+def _rows_at_once(weight: Tensor, *, weight_gradient: bool = False) -> int:
+    # Enough rows to saturate the product, few enough that a chunk of logits stays in the cache (16 MiB; 1 GiB on a GPU).
+    # The weight's gradient, as large as the weight, is written once per chunk, so its chunks are larger.
+    entries = 2**28 if weight.is_cuda else 2**24 if weight_gradient else 2**22
+    return max(1, entries // weight.shape[0])
 
 
 class _TargetLogProb(torch.autograd.Function):
@@ -45,10 +49,13 @@ class _TargetLogProb(torch.autograd.Function):
         keep_gradient = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
         gradient = torch.empty_like(hidden) if keep_gradient else None
         result = hidden.new_empty(hidden.shape[0], dtype=_wide(hidden))
-        for part, log_prob, residual in _chunks(hidden, weight, targets, residuals=keep_gradient):
-            result[part] = log_prob
-            if gradient is not None and residual is not None:
-                gradient[part] = residual.to(weight.dtype) @ weight
+        rows = _rows_at_once(weight)
+        buffer = _buffer(hidden, weight, rows)
+        for part in _parts(hidden, rows):
+            result[part], probabilities = _softmax(hidden[part], weight, targets[part], buffer)
+            if gradient is not None:
+                mean = times_transposed(probabilities.to(weight.dtype), weight.T)
+                torch.sub(weight[targets[part]], mean, out=gradient[part])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         else:
@@ -56,6 +63,7 @@ class _TargetLogProb(torch.autograd.Function):
         return result
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if len(ctx.saved_tensors) == 1:
             (gradient,) = ctx.saved_tensors
@@ -63,40 +71,35 @@ class _TargetLogProb(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=grad.dtype)
-        for part, _, residual in _chunks(hidden, weight, targets, residuals=True):
-            if residual is None:
-                continue
-            residual = residual.mul_(grad[part, None]).to(weight.dtype)
+        rows = _rows_at_once(weight, weight_gradient=True)
+        buffer = _buffer(hidden, weight, rows)
+        for part in _parts(hidden, rows):
+            factor = grad[part, None]
+            _, residual = _softmax(hidden[part], weight, targets[part], buffer)
+            residual.mul_(-factor).scatter_add_(1, targets[part, None], factor)
+            residual = residual.to(weight.dtype)
             if d_hidden is not None:
-                d_hidden[part] = residual @ weight
-            if d_weight.dtype == residual.dtype:
-                d_weight.addmm_(residual.T, hidden[part])
-            else:
-                d_weight += residual.T @ hidden[part]
+                d_hidden[part] = times_transposed(residual, weight.T)
+            d_weight += times_transposed(residual.T, hidden[part].T)
         return d_hidden, d_weight.to(weight.dtype), None
 
 
-def _chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, residuals: bool
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Rows at a time: their slice, log-probabilities, and the gradients of these for the logits.
+def _parts(hidden: Tensor, rows: int) -> Iterator[slice]:
+    return (slice(i, i + rows) for i in range(0, hidden.shape[0], rows))
 
-    The gradient is one_hot(target) - softmax. The logits become it in place, in one buffer for all chunks.
-    """
-    rows = _rows_at_once(weight)
-    buffer = hidden.new_empty(min(rows, hidden.shape[0]), weight.shape[0])
-    for i in range(0, hidden.shape[0], rows):
-        part = slice(i, i + rows)
-        target = targets[part, None]
-        scores = torch.mm(hidden[part], weight.T, out=buffer[: len(target)]).to(_wide(hidden))
-        top = scores.amax(-1, keepdim=True)
-        chosen = scores.gather(1, target) - top
-        scores = scores.sub_(top).exp_()
-        total = scores.sum(-1, keepdim=True)
-        residual = None
-        if residuals:
-            residual = scores.div_(-total).scatter_add_(1, target, torch.ones_like(total))
-        yield part, (chosen - total.log())[:, 0], residual
+
+def _buffer(hidden: Tensor, weight: Tensor, rows: int) -> Tensor:
+    # One for all chunks: memory that is asked for anew has to be cleared by the system first.
+    return hidden.new_empty(min(rows, hidden.shape[0]), weight.shape[0], dtype=_wide(hidden))
+
+
+def _softmax(hidden: Tensor, weight: Tensor, targets: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's target, and in ``buffer`` the probabilities of the whole vocabulary."""
+    scores = times_transposed(hidden, weight).to(_wide(hidden))
+    chosen = scores.gather(1, targets[:, None])[:, 0] - scores.amax(-1)
+    probabilities = torch.softmax(scores, -1, out=buffer[: len(hidden)])
+    # The largest probability is never below 1 / V, so its logarithm is safe where the target's own might not be.
+    return chosen + probabilities.amax(-1).log(), probabilities
 
 
 def _wide(hidden: Tensor) -> torch.dtype:

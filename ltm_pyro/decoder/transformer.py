@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple, cast
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ltm_pyro.decoder.attention import window_mask
 from ltm_pyro.decoder.blocks import Block
 from ltm_pyro.decoder.cache import DecoderCache, LayerCache, Slots
-from ltm_pyro.decoder.rotary import rotation
+from ltm_pyro.decoder.rotary import rotate, rotation
 from ltm_pyro.decoder.tied import TiedTransformer
 
 __all__ = ["Stem", "ThoughtDecoder"]
@@ -84,6 +84,17 @@ class ThoughtDecoder(TiedTransformer):
         self.thought_shape = (layers, thoughts_per_layer, width)
         self.reset_parameters()
 
+    held_memory: Tensor | None = None
+    """`_memory_weight` in another type, between `hold` and `release`."""
+
+    def hold(self, dtype: torch.dtype | None) -> None:  # noqa: D102
+        super().hold(dtype)
+        self.held_memory = self._memory_weight().detach().to(dtype)
+
+    def release(self) -> None:  # noqa: D102
+        super().release()
+        self.held_memory = None
+
     def stem(self, inputs: Int[Tensor, "batch token"]) -> Stem:
         """Embedding, the first layer's self-attention, and its cross-attention queries."""
         positions = torch.arange(inputs.shape[1], device=inputs.device)
@@ -117,10 +128,21 @@ class ThoughtDecoder(TiedTransformer):
         return self._run(stem, cache.memory, positions, cache)[:, 0]
 
     def _memory(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys, rotated by latent position, and values of every layer's thoughts: constant while the thoughts are."""
         layers, per_layer, _ = self.thought_shape
         spacing = self.max_length // (layers * per_layer)
         rope = rotation(torch.arange(per_layer, device=thoughts.device) * spacing, self.head_dim, self.rope_base)
-        return [self._block(i).cross_attention.memory(thoughts[:, i], rope) for i in range(layers)]
+        weight = self._memory_weight() if self.held_memory is None else self.held_memory
+        # This order gives the weight a gradient that lies as it does.
+        both = torch.bmm(weight, rearrange(thoughts.to(weight.dtype), "b l n w -> l w (b n)"))
+        both = rearrange(both, "l (two h d) (b n) -> two l b h n d", two=2, d=self.head_dim, n=per_layer)
+        keys, values = both.contiguous()
+        return list(zip(rotate(keys, rope), values, strict=True))
+
+    def _memory_weight(self) -> Float[Tensor, "layer key_value width"]:
+        """The maps to keys and values of all layers, so that their products are one."""
+        maps = [self._block(i).cross_attention for i in range(len(self.blocks))]
+        return torch.stack([torch.cat([attention.key.weight, attention.value.weight]) for attention in maps])
 
     def _queries(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
         block = self._block(layer)
@@ -131,8 +153,7 @@ class ThoughtDecoder(TiedTransformer):
         return cast(Block, self.blocks[layer])
 
     def _stem(self, inputs: Tensor, positions: Tensor, cache: DecoderCache | None) -> Stem:
-        mask = window_mask(inputs.shape[1], self.window, inputs.device)
-        x = self._self_attend(0, self.embedding(inputs), positions, self._rotation(positions), mask, cache)
+        x = self._self_attend(0, self.embedding(inputs), positions, self._rotation(positions), None, cache)
         return Stem(x, self._queries(0, x, positions))
 
     def _run(
@@ -140,11 +161,10 @@ class ThoughtDecoder(TiedTransformer):
     ) -> Tensor:
         x, queries = stem
         rope = self._rotation(positions)
-        mask = window_mask(x.shape[1], self.window, x.device)
         for layer in range(len(self.blocks)):
             block = self._block(layer)
             if layer > 0:
-                x = self._self_attend(layer, x, positions, rope, mask, cache)
+                x = self._self_attend(layer, x, positions, rope, None, cache)
                 queries = self._queries(layer, x, positions)
             x = x + block.cross_attention.attend(queries, memory[layer])
             x = x + block.feed_forward(block.feed_forward_norm(x))

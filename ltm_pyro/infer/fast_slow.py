@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from ltm_pyro.batch import TokenBatch
+from ltm_pyro.decoder.linear import held
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide
 from ltm_pyro.infer.constant import constant
@@ -128,7 +129,7 @@ class FastSlowSVI:
         """
         seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
-        with constant(self.model, self.guide):
+        with constant(self.model, self.guide), held(self.model.decoder, self.autocast):
             fit = self._loop.fit(batch, generator, self.fast_steps(steps), lr)
         return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
 
@@ -208,7 +209,7 @@ class FastSlowSVI:
         if self.fast.slow_gradient == "trajectory":
             fit = self._loop.fit(batch, generator, self.fast.steps, lr, objective, weights, total)
         else:
-            with constant(self.model, self.guide):
+            with constant(self.model, self.guide), held(self.model.decoder, self.autocast):
                 fit = self._loop.fit(batch, generator, self.fast.steps, lr, objective)
         if self.fast.noise == "fixed":
             generator.draws = fit.first_draw

@@ -35,7 +35,7 @@ if hasattr(F, "linear_cross_entropy"):
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 6, 7, 8, 100])
 def test_value_and_gradients_equal_torch_at_every_chunk_boundary(monkeypatch, peer, learned, rows_at_once):
-    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight: rows_at_once)
+    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight, **_: rows_at_once)
     h, w, targets, cotangent = example()
     w.requires_grad_(learned)
     expected = value_and_gradients(PEERS[peer], h, w, targets, cotangent)
@@ -47,7 +47,7 @@ def test_value_and_gradients_equal_torch_at_every_chunk_boundary(monkeypatch, pe
 
 @pytest.mark.parametrize("learned", ["hidden", "weight", "both"])
 def test_gradients_agree_with_finite_differences(monkeypatch, learned):
-    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight: 3)
+    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight, **_: 3)
     h, w, targets, _ = example(dtype=torch.float64)
     h.requires_grad_(learned != "weight")
     w.requires_grad_(learned != "hidden")
