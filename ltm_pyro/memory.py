@@ -8,7 +8,7 @@ needs inside itself, the interpreter and the data set come on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ltm_pyro.decoder.blocks import feed_forward_width
 from ltm_pyro.flops import DecoderSize, TransformerSize
@@ -127,7 +127,7 @@ def self_attention_kept(shape: TrainingShape, hidden: int, window: int | None) -
     """Norm, the map to queries, keys and values, attention, the map of its output.
 
     Attention keeps rotated queries and keys, the values, which hold the whole product that they are a part of, its own
-    output, and one number a head. Beyond the window it keeps a mask of all pairs.
+    output, of which the map reads a copy, and one number a head. Beyond the window it keeps a mask of all pairs.
     """
     tokens, item = shape.tokens, shape.item
     attention = 6 * item * tokens * hidden + _WIDE * tokens * shape.heads
@@ -135,7 +135,7 @@ def self_attention_kept(shape: TrainingShape, hidden: int, window: int | None) -
         attention += item * shape.length**2
     if shape.autocast:  # a narrow copy for queries, and one for keys
         attention += 2 * rotation_kept(shape.length, hidden // shape.heads, item)
-    maps = linear_kept(tokens, hidden, 3 * hidden, item) + Kept(*2 * (linear_kept(0, hidden, hidden, item).fast,))
+    maps = linear_kept(tokens, hidden, 3 * hidden, item) + linear_kept(tokens, hidden, hidden, item)
     return norm_kept(tokens, hidden) + maps + Kept(attention, attention)
 
 
@@ -157,7 +157,7 @@ def queries_kept(shape: TrainingShape, hidden: int) -> Kept:
 def attended_kept(shape: TrainingShape, hidden: int) -> Kept:
     """Cross-attention's output, with one number a head, and the map of it."""
     output = shape.item * shape.tokens * hidden + _WIDE * shape.tokens * shape.heads
-    return linear_kept(0, hidden, hidden, shape.item) + Kept(output, output)
+    return linear_kept(shape.tokens, hidden, hidden, shape.item) + Kept(output, output)
 
 
 def thoughts_kept(shape: TrainingShape, hidden: int, per_layer: int, width: int) -> Kept:
@@ -180,74 +180,105 @@ def loss_kept(shape: TrainingShape, hidden: int, vocab_size: int) -> Kept:
 
 def logits_bytes(shape: TrainingShape, vocab_size: int) -> int:
     """A chunk of logits; under autocast the product, its wide copy and the narrow one of its gradient."""
-    entries = min(max(1, _LOGITS_AT_ONCE // vocab_size), shape.rows) * vocab_size
+    entries = _rows_at_once(shape, vocab_size) * vocab_size
     return entries * (_WIDE + 2 * shape.item if shape.autocast else _WIDE)
+
+
+def stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
+    """What does not depend on the thoughts; the fast loop keeps nothing of it for a backward pass."""
+    if shape.checkpointing:  # its input, and what it gives to the first block
+        return Kept(0, _residual(size, shape) + _stem_output(size, shape))
+    kept = self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+    return Kept(0, kept.slow + _shared_rope(size, shape))
+
+
+def after_stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
+    """All layers behind the stem, and the last norm."""
+    layers, width = size.layers, _feed_forward(size)
+    thought_width = size.hidden if size.thought_width is None else size.thought_width
+    thoughts = thoughts_kept(shape, size.hidden, size.thoughts_per_layer, thought_width) * layers
+    kept = thoughts + norm_kept(shape.tokens, size.hidden)
+    shared = 0 if shape.autocast else rotation_kept(size.thoughts_per_layer, size.hidden // shape.heads, _WIDE)
+    if shape.checkpointing:
+        shared += _residual(size, shape) * (layers - 1)
+        shared += _rope(size, shape) if layers > 1 else 0
+        return kept + Kept(shared, shared)
+    shared += _shared_rope(size, shape) if layers > 1 else 0
+    block = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, width)
+    before = self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+    return kept + block * layers + before * (layers - 1) + Kept(shared, shared)
 
 
 def slow_step_memory(size: DecoderSize, shape: TrainingShape) -> StepMemory:
     """One `FastSlowSVI.step` with a diagonal normal guide and ``slow_gradient="final"``."""
-    hidden, width, layers = size.hidden, size.feed_forward or feed_forward_width(size.hidden), size.layers
-    thought_width = hidden if size.thought_width is None else size.thought_width
-    tokens, item, head_dim = shape.tokens, shape.item, hidden // shape.heads
-    thoughts = _WIDE * layers * size.thoughts_per_layer * thought_width  # of one sequence
+    thought_width = size.hidden if size.thought_width is None else size.thought_width
+    thoughts = _WIDE * size.layers * size.thoughts_per_layer * thought_width  # of one sequence
     local = shape.batch * thoughts
-
-    attention = self_attention_kept(shape, hidden, size.window)
-    queries = queries_kept(shape, hidden)
-    attended = attended_kept(shape, hidden)
-    swiglu = swiglu_kept(shape, hidden, width)
-    memory = thoughts_kept(shape, hidden, size.thoughts_per_layer, thought_width) * layers
-    stem = attention + queries
-    block = attention + queries + attended + swiglu
-    ropes = Kept()
-    if not shape.autocast:  # wide, they are shared by queries, keys and layers
-        rope = rotation_kept(shape.length, head_dim, item)
-        once = rotation_kept(size.thoughts_per_layer, head_dim, item) + (rope if layers > 1 else 0)
-        ropes = Kept(once, once + rope)
-    final = norm_kept(tokens, hidden) + loss_kept(shape, hidden, size.vocab_size)
-
-    residual = _WIDE * tokens * hidden
-    stem_output = residual + item * tokens * hidden
+    loss = loss_kept(shape, size.hidden, size.vocab_size)
+    kept = stem_kept(size, shape) + after_stem_kept(size, shape) + loss + Kept(0, 8 * shape.tokens)
+    again = Kept()
     if shape.checkpointing:
-        boundaries = residual * (layers - 1)
-        held = Kept(boundaries, boundaries + residual + stem_output)
-        again = block if layers > 1 else attended + swiglu
-    else:
-        held = (attended + swiglu) * layers + stem * (layers - 1) + Kept(0, stem.slow)
-        again = Kept()
-    kept = held + memory + final + ropes + Kept(0, 8 * tokens)
-
-    weights = _WIDE * (decoder_weights(size) + shape.other_weights)
-    static = 3 * weights + (weights if shape.sequences > shape.batch else 0)
+        again = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, _feed_forward(size))
+        if size.layers > 1:
+            again += self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+    static = _static(size, shape)
     static += 2 * thoughts * (shape.sequences - shape.batch)  # posteriors of the micro-batches before
     # Two leaves, their gradients, two moments each; what the draw and its KL keep.
-    fast = static + stem_output + (8 + 5) * local + kept.fast + _moment(size, shape, again.fast, learned=False)
-    slow = static + (2 + 2) * local + kept.slow + _moment(size, shape, again.slow, learned=True)
-    return StepMemory(fast, slow, _optimizer(size, shape, 2 * shape.sequences * thoughts))
+    fast = static + _stem_output(size, shape) + (8 + 5) * local + kept.fast
+    slow = static + (2 + 2) * local + kept.slow
+    return StepMemory(
+        fast + _moment(size, shape, again.fast, learned=False),
+        slow + _moment(size, shape, again.slow, learned=True),
+        _optimizer(size, shape) + 2 * shape.sequences * thoughts,
+    )
 
 
 def transformer_step_memory(size: TransformerSize, shape: TrainingShape) -> StepMemory:
     """One training step of a plain Transformer."""
-    hidden, width, layers = size.hidden, size.feed_forward or feed_forward_width(size.hidden), size.layers
-    block = self_attention_kept(shape, hidden, size.window) + swiglu_kept(shape, hidden, width)
-    final = norm_kept(shape.tokens, hidden) + loss_kept(shape, hidden, size.vocab_size)
-    rope = 0 if shape.autocast else rotation_kept(shape.length, hidden // shape.heads, shape.item)
-    held = _WIDE * shape.tokens * hidden * layers if shape.checkpointing else block.slow * layers
-    weights = _WIDE * (decoder_weights(size) + shape.other_weights)
-    static = 3 * weights + (weights if shape.sequences > shape.batch else 0)
-    kept = held + final.slow + rope + 8 * shape.tokens
-    again = block.slow if shape.checkpointing else 0
-    return StepMemory(0, static + kept + _moment(size, shape, again, learned=True), _optimizer(size, shape, 0))
+    block = self_attention_kept(shape, size.hidden, size.window if size.causal else None)
+    block += swiglu_kept(shape, size.hidden, _feed_forward(size))
+    held = (_residual(size, shape) if shape.checkpointing else block.slow) * size.layers
+    final = norm_kept(shape.tokens, size.hidden) + loss_kept(shape, size.hidden, size.vocab_size)
+    kept = held + final.slow + _shared_rope(size, shape) + 8 * shape.tokens
+    moment = _moment(size, shape, block.slow if shape.checkpointing else 0, learned=True)
+    return StepMemory(0, _static(size, shape) + kept + moment, _optimizer(size, shape))
 
 
 def decoder_weights(size: DecoderSize | TransformerSize) -> int:
     """Parameters of a network."""
-    hidden, width = size.hidden, size.feed_forward or feed_forward_width(size.hidden)
+    hidden, width = size.hidden, _feed_forward(size)
     block = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
     if isinstance(size, DecoderSize):
         thought_width = hidden if size.thought_width is None else size.thought_width
         block += 2 * hidden**2 + 2 * thought_width * hidden + hidden
     return size.vocab_size * hidden + size.layers * block + hidden
+
+
+def _feed_forward(size: DecoderSize | TransformerSize) -> int:
+    return feed_forward_width(size.hidden) if size.feed_forward is None else size.feed_forward
+
+
+def _residual(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    return _WIDE * shape.tokens * size.hidden
+
+
+def _stem_output(size: DecoderSize, shape: TrainingShape) -> int:
+    return _residual(size, shape) + shape.item * shape.tokens * size.hidden
+
+
+def _rope(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    return rotation_kept(shape.length, size.hidden // shape.heads, _WIDE)
+
+
+def _shared_rope(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    """The wide one that queries, keys and layers share, where autocast does not make a narrow copy for each."""
+    return 0 if shape.autocast else _rope(size, shape)
+
+
+def _static(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    """Weights and two moments, and the gradients that micro-batches add up."""
+    weights = _WIDE * (decoder_weights(size) + shape.other_weights)
+    return (4 if shape.sequences > shape.batch else 3) * weights
 
 
 def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: int, *, learned: bool) -> int:
@@ -259,14 +290,15 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
         again: what a checkpointed block keeps when it has run again.
         learned: whether the weights are.
     """
-    hidden, width = size.hidden, size.feed_forward or feed_forward_width(size.hidden)
+    hidden, width = size.hidden, _feed_forward(size)
     tokens, item, rows = shape.tokens, shape.item, shape.rows
-    residual, states = _WIDE * tokens * hidden, item * rows * hidden
+    residual, states = _residual(size, shape), item * rows * hidden
     embedding = _WIDE * size.vocab_size * hidden
     narrow = item * size.vocab_size * hidden if shape.autocast else 0  # a narrow copy of it
     logits = logits_bytes(shape, size.vocab_size)
-    if learned:  # the gradients of hidden states and embedding
-        at_loss = states + embedding + narrow + logits
+    if learned:  # the gradients of hidden states and of the embedding, and a chunk's share of either
+        chunk = item * hidden * _rows_at_once(shape, size.vocab_size)
+        at_loss = states + embedding + max(chunk, narrow) + logits
     else:  # hidden states, the scored ones of them and their narrow copy
         at_loss = residual + _WIDE * rows * hidden + (states if shape.autocast else 0) + narrow + logits
     # The loss and the last norm are done with; the gradients of the residual stream and of SwiGLU's three parts, one of
@@ -278,7 +310,12 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
     return max(at_loss, again + gradients - (done.slow if learned else done.fast))
 
 
-def _optimizer(size: DecoderSize | TransformerSize, shape: TrainingShape, posteriors: int) -> int:
-    """Weights, gradients, two moments, and two temporaries of the largest weight, which is the embedding."""
+def _rows_at_once(shape: TrainingShape, vocab_size: int) -> int:
+    return min(max(1, _LOGITS_AT_ONCE // vocab_size), shape.rows)
+
+
+def _optimizer(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    """Weights, gradients, two moments, and two temporaries of the largest weight."""
     weights = _WIDE * (decoder_weights(size) + shape.other_weights)
-    return 4 * weights + 2 * _WIDE * size.vocab_size * size.hidden + posteriors
+    largest = _WIDE * size.hidden * max(size.vocab_size, 3 * size.hidden, 2 * _feed_forward(size))
+    return 4 * weights + 2 * largest

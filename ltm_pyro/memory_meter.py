@@ -1,4 +1,4 @@
-"""Bytes of tensors alive at once, seen as they are made and freed: for what has no formula, and to check the formulas."""
+"""Bytes of tensors alive at once, as they are made and freed: for what has no formula, and to check the formulas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measured_peak(run: Callable[[], Any], held: Iterable[Tensor] = ()) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated()  # type: ignore[no-any-return]
     with _Meter() as meter:
         meter.count(held)
         run()
@@ -41,7 +41,7 @@ class _Meter(TorchDispatchMode):
     """Live storages by identity, and the greatest sum of their bytes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive: dict[int, int] = {}
         self.total = 0
         self.peak = 0
