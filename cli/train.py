@@ -153,7 +153,7 @@ def _to_be_fitted(overrides: dict[str, Any]) -> str | None:
     chosen = [address for address in (batch, part) if str(overrides.get(address)).lower() == "auto"]
     for address in chosen:
         del overrides[address]
-    if batch in chosen and (part in chosen or overrides.get(part) is not None):
+    if batch in chosen and (part in chosen or str(overrides.get(part)).lower() != "none"):
         raise LTMError(
             f"{batch}=auto is as many sequences as fit at once, which leaves nothing for {part}: leave that out, or "
             "give the batch size and let the micro-batch be auto"

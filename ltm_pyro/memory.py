@@ -160,13 +160,17 @@ def attended_kept(shape: TrainingShape, hidden: int) -> Kept:
     return linear_kept(shape.tokens, hidden, hidden, shape.item) + Kept(output, output)
 
 
-def thoughts_kept(shape: TrainingShape, hidden: int, per_layer: int, width: int) -> Kept:
-    """Keys and values of one layer's thoughts."""
+def thoughts_kept(shape: TrainingShape, hidden: int, per_layer: int, width: int, *, in_place: bool = False) -> Kept:
+    """Keys and values of one layer's thoughts, which are constant where the weights are learned.
+
+    Each reads a copy, but for the wide thoughts of a single layer.
+    """
     rows, item = shape.batch * per_layer, shape.item
     made = 2 * item * rows * hidden
     if shape.autocast:
         made += rotation_kept(per_layer, hidden // shape.heads, item)
-    return linear_kept(rows, width, hidden, item) * 2 + Kept(made, made)
+    copies = linear_kept(0, width, hidden, item).fast
+    return Kept(made + 2 * copies, made + (0 if in_place else 2 * item * rows * width))
 
 
 def loss_kept(shape: TrainingShape, hidden: int, vocab_size: int) -> Kept:
@@ -196,7 +200,8 @@ def after_stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
     """All layers behind the stem, and the last norm."""
     layers, width = size.layers, _feed_forward(size)
     thought_width = size.hidden if size.thought_width is None else size.thought_width
-    thoughts = thoughts_kept(shape, size.hidden, size.thoughts_per_layer, thought_width) * layers
+    in_place = layers == 1 and not shape.autocast
+    thoughts = thoughts_kept(shape, size.hidden, size.thoughts_per_layer, thought_width, in_place=in_place) * layers
     kept = thoughts + norm_kept(shape.tokens, size.hidden)
     shared = 0 if shape.autocast else rotation_kept(size.thoughts_per_layer, size.hidden // shape.heads, _WIDE)
     if shape.checkpointing:

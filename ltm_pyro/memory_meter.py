@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 __all__ = ["measured_peak"]
 
 
-def measured_peak(run: Callable[[], Any], held: Iterable[Tensor] = ()) -> int:
+def measured_peak(run: Callable[[], Any], held: Iterable[Tensor] = (), *, but: Container[int] = ()) -> int:
     """Most bytes of tensors that are alive at once while ``run`` is called.
 
     On a GPU, what torch's allocator counts, all that was there before included. On the CPU, every storage that an
@@ -23,6 +23,7 @@ def measured_peak(run: Callable[[], Any], held: Iterable[Tensor] = ()) -> int:
     Args:
         run: what to measure.
         held: tensors that count from the start, whenever they are first used: weights, an optimiser's moments.
+        but: on the CPU, storages of these numbers of bytes are left out.
     """
     held = list(held)
     if any(tensor.is_cuda for tensor in held):
@@ -30,8 +31,9 @@ def measured_peak(run: Callable[[], Any], held: Iterable[Tensor] = ()) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()  # type: ignore[no-any-return]
-    with _Meter() as meter:
+        return torch.cuda.max_memory_allocated()
+    meter = _Meter(but)
+    with meter:
         meter.count(held)
         run()
     return meter.peak
@@ -40,8 +42,9 @@ def measured_peak(run: Callable[[], Any], held: Iterable[Tensor] = ()) -> int:
 class _Meter(TorchDispatchMode):
     """Live storages by identity, and the greatest sum of their bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, but: Container[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.but = but
         self.alive: dict[int, int] = {}
         self.total = 0
         self.peak = 0
@@ -57,7 +60,7 @@ class _Meter(TorchDispatchMode):
             if tensor.layout != torch.strided:
                 continue
             storage = tensor.untyped_storage()
-            if storage._cdata not in self.alive:
+            if storage._cdata not in self.alive and storage.nbytes() not in self.but:
                 self.alive[storage._cdata] = storage.nbytes()
                 self.total += storage.nbytes()
                 weakref.finalize(storage, self._free, storage._cdata)

@@ -1,4 +1,4 @@
-"""How many sequences fit at once: tried on a GPU; elsewhere by formula, or by steps on one and two sequences."""
+"""How many sequences fit at once: tried on a GPU; elsewhere by formula, or from steps on few."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fit_batch_size(settings: Settings, data: Data, *, most: int | None = None) -
         if _is_counted(settings):
             trial, how = (lambda size: formula_bytes(settings, data, size) <= budget), "by formula"
         else:
-            trial, how = _extrapolated(settings, data, device, budget), "from steps on one and two sequences"
+            trial, how = _extrapolated(settings, data, device, budget), "from steps on few sequences"
     size = _largest(trial, most)
     if size == 0:
         raise LTMError(
@@ -188,14 +188,21 @@ def _on_trial(settings: Settings, data: Data, device: torch.device, budget: int)
 
 
 def _extrapolated(settings: Settings, data: Data, device: torch.device, budget: int) -> Callable[[int], bool]:
-    """Peak bytes grow with the sequences by what the second adds to the first."""
+    """Peak bytes on any number of sequences from a step on few of them, on the safe side.
+
+    What has the size of a weight does not grow with the batch: weights, gradients, moments and temporaries are counted
+    as if all were there at once. The rest is taken to grow in proportion.
+    """
     learner = _throwaway(settings, data, device)
-    batches = [_longest(data.train, size).to(device) for size in (1, 2)]
-    _take_steps(learner, batches[0])
-    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
-    held = [*learner.modules.parameters(), *moments]
-    one, two = (measured_peak(partial(_take_steps, learner, batch), held) for batch in batches)
-    return lambda size: one + (size - 1) * (two - one) <= budget
+    weights = [p for p in learner.modules.parameters() if p.requires_grad]
+    sizes = {p.nbytes for p in weights}
+    fixed = 4 * sum(p.nbytes for p in weights) + 2 * max(sizes)
+    # Activations of as many rows as a weight has would be taken for one.
+    length, sides = int(data.train.lengths.max()), {side for p in weights for side in p.shape}
+    candidates = [n for n in (8, 9, 10, 11, 7, 6, 5, 4, 3, 2, 1) if n <= len(data.train)]
+    few = next((n for n in candidates if sides.isdisjoint((n * length, n * (length + 1)))), candidates[-1])
+    rest = measured_peak(partial(_take_steps, learner, _longest(data.train, few).to(device)), but=sizes)
+    return lambda size: fixed + rest * max(size / few, 1) <= budget
 
 
 def _throwaway(settings: Settings, data: Data, device: torch.device) -> Learner:
