@@ -18,9 +18,6 @@ __all__ = ["Kept", "StepMemory", "TrainingShape", "slow_step_memory", "transform
 _WIDE = 4
 """Bytes of an entry of weights, gradients, moments and the residual stream, under autocast, too."""
 
-_LOGITS_AT_ONCE = 2**23
-"""Entries of one chunk of logits on the CPU (`ltm_pyro.decoder.token_loss`)."""
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -74,6 +71,7 @@ class TrainingShape:
         checkpointing: blocks keep their inputs alone and run again in the backward pass.
         accumulated: sequences of the whole step, where it takes more than one micro-batch; None is B.
         other_weights: weights of prior and guide.
+        logits_at_once: entries of one chunk of logits (`ltm_pyro.decoder.token_loss`): 2²³, on a GPU 2²⁸.
     """
 
     batch: int
@@ -84,6 +82,7 @@ class TrainingShape:
     checkpointing: bool = False
     accumulated: int | None = None
     other_weights: int = 0
+    logits_at_once: int = 2**23
 
     @property
     def tokens(self) -> int:
@@ -99,6 +98,10 @@ class TrainingShape:
     def item(self) -> int:
         """Bytes of an entry of what a product makes."""
         return 2 if self.autocast else _WIDE
+
+    def rows_at_once(self, vocab_size: int) -> int:
+        """Tokens that share a chunk of logits."""
+        return min(max(1, self.logits_at_once // vocab_size), self.rows)
 
     @property
     def sequences(self) -> int:
@@ -184,7 +187,7 @@ def loss_kept(shape: TrainingShape, hidden: int, vocab_size: int) -> Kept:
 
 def logits_bytes(shape: TrainingShape, vocab_size: int) -> int:
     """A chunk of logits; under autocast the product, its wide copy and the narrow one of its gradient."""
-    entries = _rows_at_once(shape, vocab_size) * vocab_size
+    entries = shape.rows_at_once(vocab_size) * vocab_size
     return entries * (_WIDE + 2 * shape.item if shape.autocast else _WIDE)
 
 
@@ -302,7 +305,7 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
     narrow = item * size.vocab_size * hidden if shape.autocast else 0  # a narrow copy of it
     logits = logits_bytes(shape, size.vocab_size)
     if learned:  # the gradients of hidden states and of the embedding, and a chunk's share of either
-        chunk = item * hidden * _rows_at_once(shape, size.vocab_size)
+        chunk = item * hidden * shape.rows_at_once(size.vocab_size)
         at_loss = states + embedding + max(chunk, narrow) + logits
     else:  # hidden states, the scored ones of them and their narrow copy
         at_loss = residual + _WIDE * rows * hidden + (states if shape.autocast else 0) + narrow + logits
@@ -313,10 +316,6 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
     if learned:
         gradients += embedding + _WIDE * hidden * width
     return max(at_loss, again + gradients - (done.slow if learned else done.fast))
-
-
-def _rows_at_once(shape: TrainingShape, vocab_size: int) -> int:
-    return min(max(1, _LOGITS_AT_ONCE // vocab_size), shape.rows)
 
 
 def _optimizer(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:

@@ -96,6 +96,7 @@ def test_trial_takes_running_out_of_memory_for_an_answer(data: Data, monkeypatch
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cleared.append(True))
+    monkeypatch.setattr(batch_size.gc, "collect", lambda: 0)  # which takes seconds in a process as large as this one
     steps = batch_size._take_steps
 
     def limited(learner, batch) -> None:
