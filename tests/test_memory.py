@@ -23,12 +23,12 @@ from ltm_pyro.memory import (
     TrainingShape,
     after_stem_kept,
     decoder_weights,
-    loss_kept,
     slow_step_memory,
     stem_kept,
     transformer_step_memory,
 )
 from ltm_pyro.memory_meter import measured_peak
+from ltm_pyro.memory_parts import loss_kept
 
 BIG = {"hidden": 32, "heads": 2, "vocab_size": 60, "window": 64, "max_length": 64}
 DECODERS: dict[str, dict[str, Any]] = {
