@@ -29,7 +29,7 @@ class Case:
     preset: str
     batch: int = 8
     tokens: int = 256
-    vocabulary: int = 50_257
+    vocabulary: int = 8192
     fast_steps: int = 2
     dtype: str = "float32"
     checkpointing: bool = False
@@ -50,10 +50,9 @@ class Case:
 
 CHANGES: list[dict[str, Any]] = [
     {},
-    {"batch": 1},
     {"batch": 2, "tokens": 1024},
-    {"vocabulary": 2048},
-    {"fast_steps": 4},
+    {"batch": 4, "vocabulary": 50_257},
+    {"batch": 4, "fast_steps": 4},
     {"dtype": "bfloat16"},
     {"checkpointing": True},
     {"dtype": "bfloat16", "checkpointing": True},

@@ -171,11 +171,15 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
     embedding = WIDE * size.vocab_size * hidden
     narrow = item * size.vocab_size * hidden if shape.autocast else 0  # a narrow copy of it
     logits = logits_bytes(shape, size.vocab_size)
+    at_once = shape.rows_at_once(size.vocab_size)
+    # The wide copy of the next chunk is made while that of the last one is there.
+    next_chunk = WIDE * at_once * size.vocab_size if shape.autocast and at_once < rows else 0
+    chunk = item * hidden * at_once  # of the hidden states' gradient
     if learned:  # the gradients of hidden states and of the embedding, and a chunk's share of either
-        chunk = item * hidden * shape.rows_at_once(size.vocab_size)
-        at_loss = states + embedding + max(chunk, narrow) + logits
+        at_loss = states + embedding + max(chunk, narrow, next_chunk) + logits
     else:  # hidden states, the scored ones of them and their narrow copy
-        at_loss = residual + WIDE * rows * hidden + (states if shape.autocast else 0) + narrow + logits
+        at_loss = residual + WIDE * rows * hidden + (states if shape.autocast else 0) + narrow
+        at_loss += max(chunk, next_chunk) + logits
     # The loss and the last norm are done with; the gradients of the residual stream and of SwiGLU's three parts, one of
     # which takes the place of the product.
     done = norm_kept(tokens, hidden) + loss_kept(shape, hidden, size.vocab_size)

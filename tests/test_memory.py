@@ -12,7 +12,7 @@ from tiny_models import ragged_batch, tiny_model
 
 from ltm_pyro.baselines import BASELINES, Baseline, TransformerShape
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder import ThoughtDecoder
+from ltm_pyro.decoder import ThoughtDecoder, token_loss
 from ltm_pyro.flops import DecoderSize, TransformerSize
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.infer import FastConfig, FastSlowSVI
@@ -128,6 +128,18 @@ def test_peak_of_a_slow_step_is_what_the_meter_sees(
     batch = full_batch(size, 48, 60)
     counted = slow_step_memory(DecoderSize.of(svi.model.decoder), shape_of(batch, autocast, checkpointing)).peak
     assert counted == pytest.approx(peak_of_step(svi, batch), rel=0.1)
+
+
+@pytest.mark.parametrize("autocast", PRECISIONS.values(), ids=PRECISIONS)
+def test_peak_of_a_loss_in_several_chunks_is_what_the_meter_sees(
+    autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight: 2**17 // weight.shape[0])
+    svi = svi_of(False, autocast, vocab_size=1024)
+    batch = full_batch(8, 48, 1024)
+    shape = replace(shape_of(batch, autocast, False), logits_at_once=2**17)
+    counted = slow_step_memory(DecoderSize.of(svi.model.decoder), shape).peak
+    assert counted == pytest.approx(peak_of_step(svi, batch), rel=0.03)
 
 
 @pytest.mark.parametrize("width", [64, 128])
