@@ -91,19 +91,20 @@ def slow_step_memory(size: DecoderSize, shape: TrainingShape) -> StepMemory:
     local = shape.batch * thoughts
     loss = loss_kept(shape, size.hidden, size.vocab_size)
     kept = stem_kept(size, shape) + after_stem_kept(size, shape) + loss + Kept(0, 8 * shape.tokens)
-    again = Kept()
-    if shape.checkpointing:
-        again = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, _feed_forward(size))
-        if size.layers > 1:
-            again += self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+    block = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, _feed_forward(size))
+    end = stem_kept(size, shape).slow + block.slow
+    if shape.checkpointing and size.layers > 1:  # the second block is the first that has all of a block's parts
+        block += self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+        end = stem_kept(size, shape).slow + _residual(size, shape) + block.slow
+    again = block if shape.checkpointing else Kept()
     static = _static(size, shape)
     static += 2 * thoughts * (shape.sequences - shape.batch)  # posteriors of the micro-batches before
     # Two leaves, their gradients, two moments each; what the draw and its KL keep.
     fast = static + _stem_output(size, shape) + (8 + 5) * local + kept.fast
-    slow = static + (2 + 2) * local + kept.slow
+    slow = static + (2 + 2) * local
     return StepMemory(
         fast + _moment(size, shape, again.fast, learned=False),
-        slow + _moment(size, shape, again.slow, learned=True),
+        slow + max(kept.slow + _moment(size, shape, again.slow, learned=True), end + _end(size, shape)),
         _optimizer(size, shape) + 2 * shape.sequences * thoughts,
     )
 
@@ -116,7 +117,8 @@ def transformer_step_memory(size: TransformerSize, shape: TrainingShape) -> Step
     final = norm_kept(shape.tokens, size.hidden) + loss_kept(shape, size.hidden, size.vocab_size)
     kept = held + final.slow + _shared_rope(size, shape) + 8 * shape.tokens
     moment = _moment(size, shape, block.slow if shape.checkpointing else 0, learned=True)
-    return StepMemory(0, _static(size, shape) + kept + moment, _optimizer(size, shape))
+    slow = _static(size, shape) + max(kept + moment, _residual(size, shape) + block.slow + _end(size, shape))
+    return StepMemory(0, slow, _optimizer(size, shape))
 
 
 def decoder_weights(size: DecoderSize | TransformerSize) -> int:
@@ -183,10 +185,24 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
     # The loss and the last norm are done with; the gradients of the residual stream and of SwiGLU's three parts, one of
     # which takes the place of the product.
     done = norm_kept(tokens, hidden) + loss_kept(shape, hidden, size.vocab_size)
-    gradients = residual + (3 - learned) * item * tokens * width + (item * tokens * hidden if shape.autocast else 0)
+    gradients = _swiglu_gradients(size, shape, tensors=2 if learned else 3)
     if learned:
         gradients += embedding + WIDE * hidden * width
     return max(at_loss, again + gradients - (done.slow if learned else done.fast))
+
+
+def _end(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    """Bytes beside what the first blocks keep when the backward pass reaches them: the gradients of all later ones."""
+    embedding, blocks = size.vocab_size * size.hidden, decoder_weights(size) - size.vocab_size * size.hidden
+    later = max(size.layers - (2 if shape.checkpointing else 1), 0)
+    learned = embedding + (0 if shape.sequences > shape.batch else blocks * later // size.layers)
+    return WIDE * learned + _swiglu_gradients(size, shape, tensors=2)
+
+
+def _swiglu_gradients(size: DecoderSize | TransformerSize, shape: TrainingShape, *, tensors: int) -> int:
+    """Those of the residual stream and of parts of a SwiGLU, in its backward pass."""
+    narrow = shape.item * shape.tokens * size.hidden if shape.autocast else 0
+    return _residual(size, shape) + narrow + tensors * shape.item * shape.tokens * _feed_forward(size)
 
 
 def _optimizer(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
