@@ -28,8 +28,11 @@ from ltm_pyro.training.run import choose_device
 
 __all__ = ["Fit", "available_memory", "fit_batch_size", "formula_bytes"]
 
-MARGIN = 0.8
-"""Share of the free memory that a step may take; the rest is for what is not counted."""
+MARGIN = 0.7
+"""Share of a CPU's available memory that tensors may take: kernels and the allocator need about a third on top."""
+
+GPU_MARGIN = 0.9
+"""Share of a GPU's free memory that may be reserved, which has the allocator's slack in it."""
 
 # Components without a network of their own: what they keep is in the formula.
 _COUNTED = {
@@ -63,7 +66,7 @@ def fit_batch_size(settings: Settings, data: Data, *, most: int | None = None) -
     most = len(data.train) if most is None else min(most, len(data.train))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        budget = int(MARGIN * (free + torch.cuda.memory_reserved(device)))
+        budget = int(GPU_MARGIN * (free + torch.cuda.memory_reserved(device)))
         trial, how = _on_trial(settings, data, device, budget), "tried"
     else:
         budget = int(MARGIN * available_memory())
