@@ -10,6 +10,7 @@ NAMES = {
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
     "floor": "operations and bytes per second that this machine reaches at best",
     "loss": "the token loss and its gradients against the vocabulary, beside full logits and torch's own",
+    "memory": "peak memory of a slow step: counted from sizes, and measured",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
     "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
     "record-run": "a training run as JSON, loss curve and texts",

@@ -42,6 +42,7 @@ __all__ = ["command"]
 )
 @click.option("--steps", type=int, metavar="N", help="Slow steps.")
 @click.option("--fast-steps", type=int, metavar="T", help="Fast steps per slow step.")
+@click.option("--batch-size", metavar="N|auto", help="Sequences per slow step; auto: as many as fit into memory.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Run directory (default: a new one under runs/).")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out.")
 @click.option("--device", metavar="D", help="auto (default), cpu, cuda or cuda:K.")
@@ -75,6 +76,7 @@ def command(
     from ltm_pyro.cli.render import notices, show_settings
 
     overrides = _overrides(config, assignments, flags)
+    fitted = _to_be_fitted(overrides)
     if resume:
         run, settings = _reopen(out, preset, overrides)
     else:
@@ -85,9 +87,14 @@ def command(
         place = Path(out) if out else _new_directory(name, settings)
         run = _refuse_what_cannot_be(place, settings)
     _refuse_options_of_thoughts(settings, flags)
-    show_settings(settings)
+    fitted = None if resume else fitted  # a resumed run keeps the number that was found when it began
+    if fitted is None:
+        show_settings(settings)
     with notices.status("Preparing the data"):
         data = _data(settings, run.path / "tokenizer.json" if resume else None)
+    if fitted is not None:
+        settings = _fit(settings, data, fitted)
+        show_settings(settings)
     _train(run, settings, data, resume)
 
 
@@ -130,11 +137,41 @@ def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str
         "guide": "guide.name",
         "steps": "training.steps",
         "fast_steps": "inference.fast_steps",
+        "batch_size": "training.batch_size",
         "device": "training.device",
         "dtype": "training.dtype",
         "seed": "training.seed",
     }
     return values | {addresses[flag]: value for flag, value in flags.items() if value is not None}
+
+
+def _to_be_fitted(overrides: dict[str, Any]) -> str | None:
+    """Which of batch and micro-batch is to be as large as fits, if one is; taken out of the overrides."""
+    from ltm_pyro.errors import LTMError
+
+    batch, part = "training.batch_size", "training.micro_batch_size"
+    chosen = [address for address in (batch, part) if str(overrides.get(address)).lower() == "auto"]
+    for address in chosen:
+        del overrides[address]
+    if batch in chosen and (part in chosen or str(overrides.get(part)).lower() != "none"):
+        raise LTMError(
+            f"{batch}=auto is as many sequences as fit at once, which leaves nothing for {part}: leave that out, or "
+            "give the batch size and let the micro-batch be auto"
+        )
+    return chosen[0] if chosen else None
+
+
+def _fit(settings: Settings, data: Data, address: str) -> Settings:
+    """The settings with the number of sequences that fit."""
+    from ltm_pyro.cli.render import console, notices
+
+    from ltm_pyro.training.batch_size import fit_batch_size
+
+    whole = address == "training.batch_size"
+    with notices.status("Finding how many sequences fit"):
+        size, how = fit_batch_size(settings, data, most=None if whole else settings.training.batch_size)
+    console.print(f"{address} = {size}: {how}\n", highlight=False, soft_wrap=True)
+    return settings.updated({address: size} | ({"training.micro_batch_size": None} if whole else {}))
 
 
 def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> tuple[RunDirectory, Settings]:
@@ -152,7 +189,8 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
     settings = before.updated(overrides)
     for section in ("model", "data", "decoder", "prior", "guide"):
         old, new = before.to_dict()[section], settings.to_dict()[section]
-        changed = [key for key in new if old.get(key) != new[key]]
+        # Checkpointing changes where the time goes and nothing that is learned.
+        changed = [key for key in new if old.get(key) != new[key] and key != "checkpointing"]
         if changed:
             raise LTMError(
                 f"{section}.{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with "

@@ -43,6 +43,7 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
         max_length=settings.data.sequence_length,
         rope_base=shape.rope_base,
     )
+    decoder.checkpointing = shape.checkpointing
     prior = _build("prior", settings.prior, PRIORS, Prior, decoder.thought_shape, {})  # type: ignore[type-abstract]
     return LatentThoughtModel(decoder, prior)
 
@@ -78,7 +79,9 @@ def build_baseline(settings: Settings, vocab_size: int) -> Baseline:
         same_parameters=read_value("model.same_parameters", same, bool),
     )
     given = ComponentSettings(chosen.name, options)
-    return _build("model", given, _MODELS, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
+    model = _build("model", given, _MODELS, Baseline, shape, {"autocast": autocast_type(settings)})  # type: ignore[type-abstract]
+    model.network.checkpointing = settings.decoder.checkpointing
+    return model
 
 
 def autocast_type(settings: Settings) -> torch.dtype | None:

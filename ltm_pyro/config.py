@@ -80,6 +80,7 @@ class DecoderSettings:
         window: tokens that self-attention sees.
         rope_base: θ of RoPE.
         compile: run the decoder through torch.compile.
+        checkpointing: keep each block's inputs alone for the backward pass and run the block again there.
     """
 
     layers: int = 3
@@ -90,6 +91,7 @@ class DecoderSettings:
     window: int = 256
     rope_base: float = 10_000.0
     compile: bool = False
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "num_thoughts", "window"):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from ltm_pyro.baselines.transformer import PlainBlock, PlainTransformer
 from ltm_pyro.decoder.blocks import feed_forward_width
 from ltm_pyro.decoder.transformer import ThoughtDecoder
 from ltm_pyro.decoder.window import BLOCK
 from ltm_pyro.errors import LTMError
+
+if TYPE_CHECKING:  # the baselines count their own steps, so they import this module
+    from ltm_pyro.baselines.transformer import PlainBlock, PlainTransformer
 
 __all__ = [
     "Cost",
@@ -129,7 +131,7 @@ class TransformerSize(_Size):
     @classmethod
     def of(cls, network: PlainTransformer, *, dense: bool = True) -> TransformerSize:
         """The sizes of a network."""
-        block = cast(PlainBlock, network.blocks[0])
+        block = cast("PlainBlock", network.blocks[0])
         return cls(
             layers=len(network.blocks),
             hidden=network.embedding.embedding_dim,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -151,8 +151,11 @@ class PlainTransformer(TiedTransformer):
     def _run(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: DecoderCache | None) -> Tensor:
         rope = self._rotation(positions)
         for layer in range(len(self.blocks)):
-            block = cast(PlainBlock, self.blocks[layer])
-            x = self._self_attend(layer, x, positions, rope, mask, cache)
-            x = x + block.feed_forward(block.feed_forward_norm(x))
+            x = self._again(cache, self._layer, layer, x, positions, rope, mask, cache)
         normed: Tensor = self.norm(x)
         return normed
+
+    def _layer(self, layer: int, x: Tensor, *where: Any) -> Tensor:
+        block = cast(PlainBlock, self.blocks[layer])
+        x = self._self_attend(layer, x, *where)
+        return x + block.feed_forward(block.feed_forward_norm(x))  # type: ignore[no-any-return]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ltm_pyro.decoder.attention import SelfAttention
 from ltm_pyro.decoder.cache import DecoderCache
@@ -15,9 +18,13 @@ from ltm_pyro.decoder.token_loss import target_log_prob
 
 __all__ = ["TiedTransformer", "one_per_sequence"]
 
+T = TypeVar("T")
+
 
 class TiedTransformer(nn.Module):
     """Pre-norm blocks with rotary positions under one embedding for input and output.
+
+    Attributes: with ``checkpointing``, a block keeps its inputs alone for the backward pass and runs again there.
 
     Args:
         blocks: the layers; each has ``self_norm`` and ``self_attention``.
@@ -45,6 +52,7 @@ class TiedTransformer(nn.Module):
         self.window = window
         self.max_length = max_length
         self.rope_base = rope_base
+        self.checkpointing = False
         self.head_dim = hidden // heads
         self.embedding = nn.Embedding(vocab_size, hidden)
         self.blocks = blocks
@@ -85,6 +93,12 @@ class TiedTransformer(nn.Module):
     def _rotation(self, positions: Tensor) -> Rotation:
         cos, sin = rotation(positions, self.head_dim, self.rope_base)
         return (cos[:, None], sin[:, None]) if one_per_sequence(positions) else (cos, sin)
+
+    def _again(self, cache: DecoderCache | None, part: Callable[..., T], *inputs: object) -> T:
+        """What ``part`` makes of its inputs; with `checkpointing`, nothing between them is kept."""
+        if self.checkpointing and cache is None and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return part(*inputs)
 
     def _self_attend(
         self, layer: int, x: Tensor, positions: Tensor, rope: Rotation, mask: Tensor | None, cache: DecoderCache | None

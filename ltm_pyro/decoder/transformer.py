@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -153,20 +153,28 @@ class ThoughtDecoder(TiedTransformer):
         return cast(Block, self.blocks[layer])
 
     def _stem(self, inputs: Tensor, positions: Tensor, cache: DecoderCache | None) -> Stem:
-        x = self._self_attend(0, self.embedding(inputs), positions, self._rotation(positions), None, cache)
-        return Stem(x, self._queries(0, x, positions))
+        embedded, rope = self.embedding(inputs), self._rotation(positions)
+        return Stem(*self._again(cache, self._before_thoughts, 0, embedded, positions, rope, None, cache))
 
     def _run(
         self, stem: Stem, memory: list[tuple[Tensor, Tensor]], positions: Tensor, cache: DecoderCache | None
     ) -> Tensor:
-        x, queries = stem
         rope = self._rotation(positions)
-        for layer in range(len(self.blocks)):
-            block = self._block(layer)
-            if layer > 0:
-                x = self._self_attend(layer, x, positions, rope, None, cache)
-                queries = self._queries(layer, x, positions)
-            x = x + block.cross_attention.attend(queries, memory[layer])
-            x = x + block.feed_forward(block.feed_forward_norm(x))
+        x = self._again(cache, self._with_thoughts, 0, *stem, memory[0])
+        for layer in range(1, len(self.blocks)):
+            x = self._again(cache, self._layer, layer, x, memory[layer], positions, rope, None, cache)
         normed: Tensor = self.norm(x)
         return normed
+
+    def _layer(self, layer: int, x: Tensor, memory: tuple[Tensor, Tensor], *where: Any) -> Tensor:
+        return self._with_thoughts(layer, *self._before_thoughts(layer, x, *where), memory)
+
+    def _before_thoughts(self, layer: int, x: Tensor, positions: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+        """The residual stream behind self-attention, and cross-attention's queries."""
+        x = self._self_attend(layer, x, positions, *how)
+        return x, self._queries(layer, x, positions)
+
+    def _with_thoughts(self, layer: int, x: Tensor, queries: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        block = self._block(layer)
+        x = x + block.cross_attention.attend(queries, memory)
+        return x + block.feed_forward(block.feed_forward_norm(x))  # type: ignore[no-any-return]

@@ -145,6 +145,7 @@ def test_command_as_shown_parses(typed: Typed):
     for kind, known in (("prior", PRIORS), ("guide", GUIDES)):
         chosen_component = context.params.get(kind)
         assert chosen_component is None or chosen_component in known or ":" in chosen_component
+    assignments = {address: value for address, value in assignments.items() if value != "auto"}  # the command's own
     # Raises for a section, key or value that is none; the options of a prior or guide are its class's own.
     preset(chosen or "tiny").updated(assignments)
 
