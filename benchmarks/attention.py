@@ -18,8 +18,7 @@ from torch import Tensor
 from benchmarks.floor import Floor
 from benchmarks.measure import compare, show, spread, table, write_result
 from benchmarks.workload import options_of, parser_of, plain
-from ltm_pyro.decoder import attention
-from ltm_pyro.decoder.attention import window_mask
+from ltm_pyro.decoder.window import window_mask, windowed_attention
 from ltm_pyro.flops import TransformerSize, attention_cost
 
 SMOKE = {"tokens": [16, 32], "window": 16, "hidden": 16, "heads": 2, "rounds": 2}
@@ -76,17 +75,9 @@ def main(arguments: list[str]) -> None:
     print(f"written to {path}")
 
 
-def library_attention(tokens: int, window: int, device: str) -> Attend:
-    """What the decoder calls, for sequences of so many tokens."""
-    windowed = getattr(attention, "windowed_attention", None)
-    if windowed is not None:
-        return lambda q, k, v: windowed(q, k, v, window)
-    return _masked(window_mask(tokens, window, device))
-
-
 def _attend(way: str, tokens: int, window: int, device: str) -> Attend:
     if way == "library":
-        return library_attention(tokens, window, device)
+        return lambda q, k, v: windowed_attention(q, k, v, window)
     return _masked(window_mask(tokens, window, device) if way == "dense mask" else None)
 
 
