@@ -36,7 +36,6 @@ class Linear(nn.Linear):
         """In autocast's type where that is on."""
         return product(x, self.weight if self.held is None else self.held)
 
-
     def hold(self, dtype: torch.dtype | None) -> None:
         """Keeps the weight as a constant in ``dtype``, None being its own."""
         self.held = self.weight.detach().to(dtype)
@@ -81,7 +80,7 @@ def product(x: Float[Tensor, "*batch inputs"], weight: Float[Tensor, "outputs in
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
-        y: Tensor = _Product.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
+        y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -104,7 +103,8 @@ class _Product(torch.autograd.Function):
 
 def times_transposed(a: Float[Tensor, "row inner"], b: Float[Tensor, "column inner"]) -> Float[Tensor, "row column"]:
     """A Bᵀ; no graph."""
-    if a.dtype == torch.float32 and a.device.type == "cpu" and _onednn_products():
+    some = a.shape[0] > 0 and a.shape[1] > 0 and b.shape[0] > 0  # oneDNN refuses empty products
+    if some and a.dtype == torch.float32 and a.device.type == "cpu" and _onednn_products():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
         return result
     return a @ b.T
