@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ltm_pyro.decoder import window as windows
+from ltm_pyro.decoder.rotary import rotate, rotation
 from ltm_pyro.decoder.window import BLOCK, flex_takes, window_mask, windowed_attention
 from ltm_pyro.flop_counter import measured_flops
 from ltm_pyro.flops import TransformerSize, attention_cost
@@ -100,15 +102,16 @@ def test_layouts_in_memory_do_not_change_the_result(layout: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_keys_that_were_concatenated_in_another_order_are_read_as_they_lie(dtype: torch.dtype):
-    # As rotations leave them: torch.cat keeps the order of its parts, here with the entries of a head apart.
-    inputs = leaves(100, heads=4, head_dim=2, dtype=dtype)
+def test_rotated_heads_of_two_entries_are_read_as_they_lie(dtype: torch.dtype):
+    rope = rotation(torch.arange(100), 2, 10_000.0)
 
     def layout(t: Tensor) -> Tensor:
-        halves = [half.mT.contiguous().mT for half in t.chunk(2, -1)]
-        return torch.cat(halves, -1)
+        rows = rearrange(t, "b h n d -> b n (h d)").contiguous()  # as a product leaves them
+        return rotate(rearrange(rows, "b n (h d) -> b h n d", d=2), rope)
 
-    expected = value_and_gradients(dense, [t.detach().double().requires_grad_() for t in inputs], 9)
+    inputs = leaves(100, heads=4, head_dim=2, dtype=dtype)
+    assert layout(inputs[0]).stride(-1) != 1  # torch.cat of halves of one entry puts the heads innermost
+    expected = value_and_gradients(dense, [t.detach().double().requires_grad_() for t in inputs], 9, layout)
     assert_all_close(value_and_gradients(windowed_attention, inputs, 9, layout), expected, TOLERANCES[dtype])
 
 
