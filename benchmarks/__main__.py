@@ -7,6 +7,7 @@ import sys
 
 NAMES = {
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
+    "generation": "tokens per second with the cache, without it, and at the limit of memory bandwidth",
     "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
     "record-run": "a training run as JSON, loss curve and texts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -65,6 +65,7 @@ def generate_batch(
     fast_lr: float | None = None,
     label: int | None = None,
     seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
     """Draws ``num`` texts for each prompt as lists of token ids, the prompt left out.
 
@@ -87,6 +88,7 @@ def generate_batch(
         fast_lr: η_fast; None takes the configured one.
         label: class of the texts, for a prior that has classes; with a prompt, its known class. None leaves it open.
         seed: of thoughts and tokens.
+        progress: told how many texts are done, again and again.
 
     Raises:
         LTMError: a prompt is longer than the sequences that the model was trained on, a number is out of range, or
@@ -99,7 +101,7 @@ def generate_batch(
     if label is not None:
         svi.model.require_labels()
     device = decoder.embedding.weight.device
-    asked = Prompts(prompts, start, num)
+    asked = Prompts(prompts, start, num, progress)
     for part in asked.parts():
         here = part.to(device)
         with fixed_global_stream(seed, device):

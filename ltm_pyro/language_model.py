@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -135,6 +135,7 @@ class LanguageModel(ABC):
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
         """Draws ``num`` texts for each prompt as lists of token ids; the arguments are those of `generate_batch`.
 
@@ -350,6 +351,7 @@ class ThoughtLanguageModel(LanguageModel):
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
         return generate_batch(
             self.svi,
@@ -364,6 +366,7 @@ class ThoughtLanguageModel(LanguageModel):
             fast_lr=self.fast_lr,
             label=label,
             seed=seed,
+            progress=progress,
         )
 
 

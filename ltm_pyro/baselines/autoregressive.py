@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -92,9 +92,10 @@ class Autoregressive(Baseline):
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
         check_generation(self, prompts, num, max_tokens, label)
-        asked = Prompts(prompts, start, num)
+        asked = Prompts(prompts, start, num, progress)
         for part in asked.parts():
             with autocasting(self.device, self.autocast):
                 texts = continue_part(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -24,6 +24,9 @@ from ltm_pyro.language_model import Prediction, context_lengths
 from ltm_pyro.noise import SequenceGenerator
 
 __all__ = ["MaskedDiffusion"]
+
+
+_AT_ONCE = 64  # texts of one prompt: a part of what a seed means, so it is no option
 
 
 class MaskedDiffusion(Baseline):
@@ -138,6 +141,7 @@ class MaskedDiffusion(Baseline):
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
         """Fills ``max_tokens`` masks after each prompt, in a uniform order, and drops what follows the first ``stop``.
 
@@ -153,7 +157,7 @@ class MaskedDiffusion(Baseline):
                     f"the prompt has {len(prompt)} tokens and leaves none to fill of the {self.max_length} that the "
                     f"model was trained on: shorten it"
                 )
-        asked = Prompts(prompts, start, num)
+        asked = Prompts(prompts, start, num, progress)
         for part in asked.parts():
             texts: list[list[int]] = []
             seeds = SequenceGenerator(part.batch.keys, seed, "token").seeds()
@@ -162,7 +166,16 @@ class MaskedDiffusion(Baseline):
                 lists, part.batch.start.tolist(), part.draws, seeds, strict=True
             ):
                 generator = torch.Generator(self.device).manual_seed(own % 2**63)
-                texts += self._fill(tokens[:length], first, count, max_tokens, sampling or Sampling(), stop, generator)
+                for at in range(0, count, _AT_ONCE):
+                    texts += self._fill(
+                        tokens[:length],
+                        first,
+                        min(_AT_ONCE, count - at),
+                        max_tokens,
+                        sampling or Sampling(),
+                        stop,
+                        generator,
+                    )
             asked.keep(part, texts)
         return asked.texts()
 

@@ -83,7 +83,8 @@ def _attend_once(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # The fused kernel is made for many queries: three times as slow as two products here.
         scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-        return (scores.float() + bias).softmax(-1).to(q.dtype) @ values
+        weights: Tensor = (scores.float() + bias).softmax(-1).to(q.dtype)
+        return weights @ values
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,16 +64,24 @@ class Prompts:
         prompts: token ids of each, which may be none.
         start: the token before the first, of all prompts or of each.
         num: texts of each.
+        progress: told how many texts are done after each part.
 
     Raises:
         LTMError: there is not one start token for each.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], start: int | Sequence[int], num: int):
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        start: int | Sequence[int],
+        num: int,
+        progress: Callable[[int], None] | None = None,
+    ):
         starts = [start] * len(prompts) if isinstance(start, int) else list(start)
         if len(starts) != len(prompts):
             raise LTMError(f"{len(prompts)} prompts need one start token for each, got {len(starts)}")
         self.num = num
+        self.progress = progress
         counts: dict[tuple[int, ...], int] = {}
         self._first: list[tuple[tuple[int, ...], int]] = []  # the prompt and its first draw, for each one given
         for first, prompt in zip(starts, prompts, strict=True):
@@ -106,6 +114,8 @@ class Prompts:
         for place, count in zip(part.places, part.draws, strict=True):
             self._texts[self._different[place]] = list(texts[at : at + count])
             at += count
+        if self.progress is not None:
+            self.progress(sum(map(len, self._texts.values())))
 
     def texts(self) -> list[list[list[int]]]:
         """The texts of each prompt as it was given, once those of all parts are kept."""

@@ -253,7 +253,12 @@ def test_a_long_or_empty_prompt_is_continued(trained: Callable[[str], Path], kin
 
 def test_a_prompt_leaves_room_for_the_text_but_keeps_half(model: HarnessModel, monkeypatch: pytest.MonkeyPatch):
     kept: list[list[int]] = []
-    monkeypatch.setattr(type(model._model), "generate", lambda self, prompt, **options: kept.append(prompt) or [[0]])
+
+    def generate_batch(self, prompts, **options):
+        kept.extend(prompts)
+        return [[[0]] for _ in prompts]
+
+    monkeypatch.setattr(type(model._model), "generate_batch", generate_batch)
     whole = model.tok_encode(TEXTS[1])
     written(model, *((TEXTS[1], {"max_gen_toks": most}) for most in (1, 10, LENGTH)), ("song", {"max_gen_toks": 256}))
     assert kept == [whole[-LENGTH + 1 :], whole[-LENGTH + 10 :], whole[-LENGTH // 2 :], model.tok_encode("song")]
