@@ -6,11 +6,15 @@ import importlib
 import sys
 
 NAMES = {
+    "attention": "windowed self-attention per token against the length, beside a dense mask and no window",
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
+    "floor": "operations and bytes per second that this machine reaches at best",
     "generation": "tokens per second with the cache, without it, and at the limit of memory bandwidth",
-    "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
+    "loss": "the token loss and its gradients against the vocabulary, beside full logits and torch's own",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
+    "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
     "record-run": "a training run as JSON, loss curve and texts",
+    "scaling": "seconds per token of a slow step against N, N_z, T_fast, B and V",
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import compare, machine, write_result
+from benchmarks.workload import options_of, plain
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import build_guide, build_model, check_components
 from ltm_pyro.config import Settings
@@ -45,6 +46,16 @@ SMALL: dict[str, Any] = {
 }
 
 
+SMOKE: dict[str, Any] = {
+    "seconds": 0.1,
+    "pairs": 1,
+    "sequences": 2,
+    "samples": 1,
+    "priors": ["gaussian"],
+    "guides": ["local-normal"],
+}
+
+
 def main(arguments: list[str]) -> None:
     """Measures and writes benchmarks/results/priors-guides.{json,md}."""
     parser = argparse.ArgumentParser(prog="just bench priors-guides", description=__doc__.splitlines()[0])
@@ -58,10 +69,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--guides", nargs="*", default=list(GUIDES), choices=list(GUIDES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default="priors-guides", help="name of the files under benchmarks/results/")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    parser.add_argument("--smoke", action="store_true", help="seconds, to see that it works; writes to runs/bench/")
+    options = options_of(parser, arguments, SMOKE)
 
-    base = preset("tiny").updated(SMALL | {"training.slow_lr": options.slow_lr, "training.device": options.device})
+    small = SMALL | ({"data.documents": 40} if options.smoke else {})
+    base = preset("tiny").updated(small | {"training.slow_lr": options.slow_lr, "training.device": options.device})
     data = build_data(**asdict(base.data))
     rows = []
     for form in options.priors:
@@ -74,8 +86,8 @@ def main(arguments: list[str]) -> None:
                 continue
             rows.append({"prior": form, "guide": guide} | measure(settings, base, data, options))
             print(_line(rows[-1]), flush=True)
-    result = {"options": vars(options), "settings": base.to_dict(), "pairs": rows}
-    path = write_result(options.out, result)
+    result = {"options": plain(options), "settings": base.to_dict(), "pairs": rows}
+    path = write_result(options.out, result, options.folder)
     path.with_suffix(".md").write_text(_markdown(result))
     print(f"written to {path} and .md")
 
@@ -120,7 +132,8 @@ def measure(settings: Settings, base: Settings, data: Data, options: argparse.Na
     paper = Run.of(base.updated({"prior.name": PAPER[0], "guide.name": PAPER[1]}), data)
     run = Run.of(settings, data)
     batch = run.batch()  # the same for both
-    timed = compare(lambda: run.step(batch), lambda: paper.step(batch), pairs=options.pairs).summary()
+    steps = {"pair": lambda: run.step(batch), "paper": lambda: paper.step(batch)}
+    timed = compare(steps, rounds=options.pairs, reference="paper").summary()["functions"]["pair"]
 
     run = Run.of(settings, data)
     spent = 0.0
@@ -140,7 +153,7 @@ def measure(settings: Settings, base: Settings, data: Data, options: argparse.Na
         device=options.device,
     )
     return {
-        "seconds_per_step": timed["first_s"],
+        "seconds_per_step": timed["seconds"],
         "ratio": timed["ratio"],
         "steps": run.taken,
         "validation": report.to_dict(),

@@ -7,66 +7,34 @@ handlers. The decoder, its stem, the token loss and the optimisers are the same 
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import compare, write_result
+from benchmarks.workload import GPT2_VOCABULARY, Workload, options_of, parser_of, plain
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.components import build_guide, build_model
 from ltm_pyro.decoder import Stem
-from ltm_pyro.infer import FastConfig, FastSlowSVI
-from ltm_pyro.presets import preset
+from ltm_pyro.infer import FastSlowSVI
 
-GPT2_VOCABULARY = 50_257
+SMOKE = {"preset": "tiny", "vocabulary": 300, "batch": 2, "tokens": 32, "fast_steps": 2, "rounds": 2}
 
 
 def main(arguments: list[str]) -> None:
     """Measures and writes benchmarks/results/pyro-overhead.json."""
-    parser = argparse.ArgumentParser(prog="just bench pyro-overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="ltm-s")
-    parser.add_argument("--vocabulary", type=int, default=GPT2_VOCABULARY)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--fast-steps", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", default="pyro-overhead", help="name of the JSON file under benchmarks/results/")
-    options = parser.parse_args(arguments)
+    work = {"preset": "ltm-s", "vocabulary": GPT2_VOCABULARY, "batch": 4, "tokens": 256, "fast_steps": 16}
+    options = options_of(parser_of("pyro-overhead", __doc__, rounds=5, **work), arguments, SMOKE)
+    through_pyro = Workload.of(**plain(options))
+    by_hand = HandWritten(through_pyro.svi, through_pyro.settings.inference.init_log_var)
 
-    torch.manual_seed(0)
-    settings = preset(options.preset).updated({"data.sequence_length": options.tokens})
-    model = build_model(settings, options.vocabulary).to(options.device)
-    svi = FastSlowSVI(
-        model,
-        build_guide(settings, model),
-        fast=FastConfig(steps=options.fast_steps),
-        slow=torch.optim.AdamW(model.parameters(), lr=1e-6),
-        clip_norm=1.0,
+    compared = compare(
+        {"FastSlowSVI.step": through_pyro.step, "by hand": lambda: by_hand.step(through_pyro.batch)},
+        rounds=options.rounds,
+        reference="by hand",
     )
-    tokens = torch.randint(options.vocabulary, (options.batch, options.tokens))
-    lengths = torch.full((options.batch,), options.tokens)
-    batch = TokenBatch(tokens, lengths, torch.zeros(options.batch, dtype=torch.int64)).to(options.device)
-    by_hand = HandWritten(svi, settings.inference.init_log_var)
-
-    result = compare(lambda: svi.step(batch, seed=0), lambda: by_hand.step(batch), pairs=options.pairs).summary()
-    result["first"], result["second"] = "FastSlowSVI.step", "hand-written torch loop"
-    result["settings"] = {
-        "preset": options.preset,
-        "vocabulary": options.vocabulary,
-        "batch": options.batch,
-        "tokens": options.tokens,
-        "fast_steps": options.fast_steps,
-        "device": options.device,
-    }
-    path = write_result(options.out, result)
-    for name in ("first", "second"):
-        spread = result[f"{name}_s"]
-        print(f"{result[name]:26} median {spread['median']:.3f} s  ({spread['min']:.3f} … {spread['max']:.3f})")
-    ratio = result["ratio"]
-    print(f"{'ratio, pair by pair':26} median {ratio['median']:.3f}    ({ratio['min']:.3f} … {ratio['max']:.3f})")
+    path = write_result(options.out, {"options": plain(options), **compared.summary()}, options.folder)
+    print(compared.table())
     print(f"written to {path}")
 
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder.transformer import Stem
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.guides.base import Guide
 from ltm_pyro.infer.constant import constant
-from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
+from ltm_pyro.infer.fast_loop import FastLoop, Objective
 from ltm_pyro.infer.posterior import Posterior, autocasting
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
-from ltm_pyro.noise import SequenceGenerator, draw_seed, sequence_noise
+from ltm_pyro.noise import SequenceGenerator, draw_seed
 
 __all__ = ["FastSlowSVI", "StepInfo"]
 
@@ -134,7 +129,7 @@ class FastSlowSVI:
         seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)
         with constant(self.model, self.guide):
-            fit = self._fit(batch, generator, self.fast_steps(steps), lr)
+            fit = self._loop.fit(batch, generator, self.fast_steps(steps), lr)
         return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
 
     def step(
@@ -166,7 +161,7 @@ class FastSlowSVI:
             )
         if kl_weight != 1:
             self._require_terms("a kl_weight")
-        training = _Training(self.free_bits, kl_weight, self.starts)
+        objective = Objective(self.free_bits, kl_weight, self.starts)
         seed = draw_seed() if seed is None else seed
         size = micro_batch_size or len(batch)
         weights = [p for group in self.slow.param_groups for p in group["params"] if p.requires_grad]
@@ -176,7 +171,7 @@ class FastSlowSVI:
         for start in range(0, len(batch), size):
             # The whole batch keeps its index of scored tokens, which a part has to make anew.
             part = batch if size >= len(batch) else batch[slice(start, start + size)]
-            loss, guide_loss, part_terms, posterior = self._accumulate(part, seed, lr, weights, total, training)
+            loss, guide_loss, part_terms, posterior = self._accumulate(part, seed, lr, weights, total, objective)
             losses.append(loss)
             guide_losses += [] if guide_loss is None else [guide_loss]
             terms.append(part_terms)
@@ -206,15 +201,15 @@ class FastSlowSVI:
         lr: float | None,
         weights: list[Tensor],
         total: Tensor,
-        training: _Training,
+        objective: Objective,
     ) -> tuple[Tensor, Tensor | None, ELBOTerms | None, Posterior]:
         """Infers a micro-batch and adds its slow gradient to the weights' ``grad``."""
         generator = SequenceGenerator(batch.keys, seed)
         if self.fast.slow_gradient == "trajectory":
-            fit = self._fit(batch, generator, self.fast.steps, lr, training, weights, total)
+            fit = self._loop.fit(batch, generator, self.fast.steps, lr, objective, weights, total)
         else:
             with constant(self.model, self.guide):
-                fit = self._fit(batch, generator, self.fast.steps, lr, training)
+                fit = self._loop.fit(batch, generator, self.fast.steps, lr, objective)
         if self.fast.noise == "fixed":
             generator.draws = fit.first_draw
         else:
@@ -222,8 +217,8 @@ class FastSlowSVI:
         with autocasting(batch.device, self.autocast):
             attached = self.guide.attached(batch, fit.local)
             guide_loss = self.guide.slow_loss(batch, fit.local)
-        loss, terms = self._evaluate(batch, attached, generator, None)
-        taught = loss if terms is None else training.loss(terms).sum()
+        loss, terms = self._loop.evaluate(batch, attached, generator, None)
+        taught = loss if terms is None else objective.loss(terms).sum()
         if guide_loss is not None:
             guide_loss = guide_loss.sum() / total
         (taught / total + (0.0 if guide_loss is None else guide_loss)).backward()
@@ -235,98 +230,10 @@ class FastSlowSVI:
             posterior,
         )
 
-    def _fit(
-        self,
-        batch: TokenBatch,
-        generator: SequenceGenerator,
-        steps: int,
-        lr: float | None,
-        training: _Training | None = None,
-        weights: Sequence[Tensor] = (),
-        total: Tensor | float = 1.0,
-    ) -> _Fit:
-        """The fast loop. The gradients for ``weights``, divided by ``total``, are added to their ``grad``."""
-        lr = self.fast.lr if lr is None else lr
-        with autocasting(batch.device, self.autocast):
-            local = self.guide.init_local(batch, generator)
-        first_draw = generator.draws
-        if not local or not self.guide.refined:
-            return _Fit({name: value.detach() for name, value in local.items()}, 0, first_draw)
-        if training is not None and training.starts is not None:
-            local = training.starts.start(batch.keys, local)
-        local = {name: value.detach().clone().requires_grad_() for name, value in local.items()}
-        stem = None
-        if not weights:
-            with torch.no_grad(), autocasting(batch.device, self.autocast):
-                stem = self.model.stem(batch)
-        leaves = list(local.values())
-        adam = torch.optim.Adam(leaves, lr=lr, betas=self.fast.betas, eps=self.fast.eps)
-        watch = None if self.fast.tolerance is None else Convergence(self.fast.tolerance * batch.num_scored)
-        taken = 0
-        for t in range(steps):
-            if self.fast.noise == "fixed":
-                generator.draws = first_draw
-            # Checks of arguments and values read the device; once per loop is enough to catch a wrong program.
-            with nullcontext() if t == 0 else pyro.validation_enabled(False):
-                loss, terms = self._evaluate(batch, local, generator, stem)
-            if terms is not None:
-                losses = -terms.elbo if training is None else training.loss(terms)
-                # A sequence that is done adds no more gradients to a trajectory, however long the others go on.
-                loss = (losses if watch is None else torch.where(watch.done, 0.0, losses)).sum()
-            gradients = torch.autograd.grad(loss, [*leaves, *weights], allow_unused=True)
-            for leaf, gradient in zip(leaves, gradients, strict=False):
-                leaf.grad = gradient
-            for weight, gradient in zip(weights, gradients[len(leaves) :], strict=True):
-                if gradient is not None:
-                    share = gradient / total
-                    weight.grad = share if weight.grad is None else weight.grad + share
-            adam.param_groups[0]["lr"] = self.fast.lr_at(t, steps, lr)
-            if watch is not None and terms is not None:
-                watch.before_step(leaves, -losses)
-            adam.step()
-            taken += 1
-            if watch is not None and watch.after_step(leaves):
-                break
-        return _Fit({name: value.detach() for name, value in local.items()}, taken, first_draw)
-
-    def _evaluate(
-        self, batch: TokenBatch, local: LocalParams, generator: SequenceGenerator, stem: Stem | None
-    ) -> tuple[Tensor, ELBOTerms | None]:
-        """-Σ_b L_b and, where the ELBO gives them, its terms."""
-        model = partial(self.model, batch, stem=stem)
-
-        def guide() -> None:
-            with autocasting(batch.device, None):
-                self.guide(batch, local)
-
-        with sequence_noise(generator), autocasting(batch.device, self.autocast):
-            if isinstance(self.elbo, SequenceELBO):
-                terms = self.elbo.terms(model, guide)
-                return -terms.elbo.sum(), terms
-            loss: Tensor = self.elbo.differentiable_loss(model, guide)  # type: ignore[attr-defined]
-            return loss, None
+    @property
+    def _loop(self) -> FastLoop:
+        return FastLoop(self.model, self.guide, self.fast, self.elbo, self.autocast)
 
     def _require_terms(self, what: str) -> None:
         if not isinstance(self.elbo, SequenceELBO):
             raise LTMError(f"{what} needs each sequence's own ELBO: leave elbo out, or pass a SequenceELBO")
-
-
-class _Training(NamedTuple):
-    """What training does to the ELBO and the starts, and inference does not."""
-
-    free_bits: float
-    kl_weight: float
-    starts: PosteriorTable | None
-
-    def loss(self, terms: ELBOTerms) -> Float[Tensor, " batch"]:
-        """(B,) the negative ELBO, its KL free up to ``free_bits`` and weighted."""
-        kl = terms.kl.clamp(min=self.free_bits) if self.free_bits > 0 else terms.kl
-        return self.kl_weight * kl - terms.log_likelihood
-
-
-class _Fit(NamedTuple):
-    """Fitted local parameters, the fast steps behind them, and where the loop's noise began in each stream."""
-
-    local: LocalParams
-    steps_taken: int
-    first_draw: int
