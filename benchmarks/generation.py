@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=64, help="tokens of each row of the table, after a full window")
     parser.add_argument("--tokens", type=int, default=512, help="of the comparison with no cache")
     parser.add_argument(
-        "--every", type=int, default=32, help="tokens between two that are decoded without a cache, too"
+        "--every", type=int, default=64, help="tokens between two that are decoded without a cache, too"
     )
     parser.add_argument("--long", type=int, default=2048, help="tokens of the long text")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

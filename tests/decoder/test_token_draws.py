@@ -115,9 +115,7 @@ def test_cached_states_in_bfloat16_are_those_of_the_whole_sequence_up_to_its_rou
     tokens, thoughts = torch.randint(11, (2, 20)), random_thoughts(decoder, 2)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, cache = decoder.prefill(tokens[:, :4], torch.full((2,), 4), thoughts)
-        states = [hidden]
-        for n in range(4, 20):
-            states.append(decoder.step(tokens[:, n], cache))
+        states = [hidden, *(decoder.step(tokens[:, n], cache) for n in range(4, 20))]
         whole = decoder(decoder.stem(tokens), thoughts)[:, 3:]
     # Eight bits of every product of two layers.
     torch.testing.assert_close(torch.stack(states, 1).float(), whole.float(), atol=0.1, rtol=0.1)
