@@ -9,6 +9,7 @@ NAMES = {
     "attention": "windowed self-attention per token against the length, beside a dense mask and no window",
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
     "floor": "operations and bytes per second that this machine reaches at best",
+    "generation": "tokens per second with the cache, without it, and at the limit of memory bandwidth",
     "loss": "the token loss and its gradients against the vocabulary, beside full logits and torch's own",
     "memory": "peak memory of a slow step: counted from sizes, and measured",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",

@@ -23,9 +23,9 @@ from torch import Tensor
 
 __all__ = ["Purpose", "SequenceGenerator", "fixed_global_stream", "sequence_noise"]
 
-Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask", "prior"]
-"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks, and
-draws of the prior."""
+Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask", "prior", "token"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks, draws
+of the prior, and tokens of generated texts."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 
@@ -91,6 +91,10 @@ class SequenceGenerator:
         index = torch.arange(count, device=self._streams.device)
         stream = mix64(self._streams + _wrap(self.draws * GOLDEN))
         return mix64(stream[:, None] + index * GOLDEN)
+
+    def uniform(self, count: int) -> Float[Tensor, "batch count"]:
+        """(B, count) independent float64 numbers in [0, 1), as for `words`."""
+        return _logical_shift(self.words(count), 11).double() * 2.0**-53
 
     def seeds(self) -> list[int]:
         """B numbers that seed other generators: sequence b's is a function of its key and the seed alone."""
