@@ -7,6 +7,7 @@ import sys
 
 NAMES = {
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
+    "elbo-time": "the ELBO against time: fewer tokens per fast step, early stop, better starts",
     "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
     "record-run": "a training run as JSON, loss curve and texts",

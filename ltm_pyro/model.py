@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
@@ -59,12 +60,12 @@ class LatentThoughtModel(nn.Module):
             batch: sequences to condition on, or whose lengths and start tokens a sample takes.
             observed: whether ``batch.tokens`` are the data; False samples them.
             stem: what `stem` returned for this batch, where the caller has it already.
-            scale: what each sequence's likelihood counts for: N_b / k_b where its scored tokens are k_b of N_b at random.
+            scale: what each sequence's likelihood counts for: N_b / k_b where a random k_b of N_b tokens are scored.
         """
         with pyro.plate("sequences", len(batch), dim=-1):
             thoughts = self.thoughts(batch)
             likelihood = self.likelihood(thoughts, batch, stem)
-            with nullcontext() if scale is None else pyro.poutine.scale(scale=scale):
+            with nullcontext() if scale is None else _scaled(scale):
                 tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.tokens if observed else None)
         return tokens
 
@@ -118,3 +119,8 @@ class LatentThoughtModel(nn.Module):
         with pyro.plate("sequences", num, dim=-1):
             thoughts: Tensor = prior(num)
         return thoughts
+
+
+def _scaled(scale: Tensor) -> AbstractContextManager[Any]:
+    with pyro.validation_enabled(False):  # of a scale above 0, which would wait for the device
+        return pyro.poutine.scale(scale=scale)
