@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -134,7 +135,6 @@ def inference(settings: Settings, options: argparse.Namespace) -> dict[str, Any]
     data = build_data(**asdict(settings.data))
     run = _trained(settings, data, options.seconds)
     guides = {"prior": run.svi.guide, "encoder": _taught_encoder(run, settings, options.encoder_seconds)}
-    size = DecoderSize.of(run.svi.model.decoder)
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     indices = range(min(options.sequences, len(data.validation)))
     with tempfile.TemporaryDirectory() as folder:
@@ -145,21 +145,9 @@ def inference(settings: Settings, options: argparse.Namespace) -> dict[str, Any]
                 for name, way in WAYS.items():
                     guide = guides["encoder" if way.start == "encoder" else "prior"]
                     starts = table if way.start == "visit" else None
-                    fit, seconds = _fit(run.svi, guide, batch, way, steps, 1, starts)
-                    posterior = Posterior(run.svi.model, guide, batch, fit.local, 1, len(fit.steps))
-                    terms = posterior.elbo_terms(options.samples)
-                    flops = infer_flops(size, *_sizes(batch), fast_steps=fit.steps)
-                    if way.start == "encoder":
-                        flops += measured_flops(lambda batch=batch, guide=guide: guide.init_local(batch))
-                    row = {
-                        "seconds": seconds,
-                        "flops": flops,
-                        "sequence_steps": sum(step.sequences for step in fit.steps),
-                        "negative_elbo": (-terms.elbo).tolist(),
-                        "kl": terms.kl.tolist(),
-                        "tokens": batch.num_scored.tolist(),
-                    }
+                    row = _measured(run.svi, guide, batch, way, steps, starts, options.samples)
                     found.setdefault((name, steps), []).append(row)
+    rows: list[dict[str, Any]]
     rows = [{"way": name, "fast_steps": steps, **_joined(parts)} for (name, steps), parts in found.items()]
     for row in rows:
         plain = next(r for r in rows if r["way"] == "plain" and r["fast_steps"] == row["fast_steps"])
@@ -245,7 +233,7 @@ def _taught_encoder(run: Run, settings: Settings, seconds: float) -> Guide:
 
 
 def _fit(
-    svi: FastSlowSVI, guide: Any, batch: TokenBatch, way: Way, steps: int, seed: int, starts: PosteriorTable | None
+    svi: FastSlowSVI, guide: Guide, batch: TokenBatch, way: Way, steps: int, seed: int, starts: PosteriorTable | None
 ) -> tuple[Fit, float]:
     """A fast loop, and the process's own seconds that it took."""
     fast = replace(svi.fast, **way.fast)
@@ -255,6 +243,31 @@ def _fit(
         generator = SequenceGenerator(batch.keys, seed)
         fit = loop.fit(batch, generator, steps, way.rate * fast.lr, Objective(starts=starts))
     return fit, time.process_time() - began
+
+
+def _measured(
+    svi: FastSlowSVI,
+    guide: Guide,
+    batch: TokenBatch,
+    way: Way,
+    steps: int,
+    starts: PosteriorTable | None,
+    samples: int,
+) -> dict[str, Any]:
+    """One fast loop: its time, its operations, and each sequence's terms on noise drawn afterwards."""
+    fit, seconds = _fit(svi, guide, batch, way, steps, 1, starts)
+    terms = Posterior(svi.model, guide, batch, fit.local, 1, len(fit.steps)).elbo_terms(samples)
+    flops = infer_flops(DecoderSize.of(svi.model.decoder), *_sizes(batch), fast_steps=fit.steps)
+    if way.start == "encoder":
+        flops += measured_flops(partial(guide.init_local, batch))
+    return {
+        "seconds": seconds,
+        "flops": flops,
+        "sequence_steps": sum(step.sequences for step in fit.steps),
+        "negative_elbo": (-terms.elbo).tolist(),
+        "kl": terms.kl.tolist(),
+        "tokens": batch.num_scored.tolist(),
+    }
 
 
 def _sizes(batch: TokenBatch) -> tuple[int, int, int]:
