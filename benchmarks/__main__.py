@@ -12,8 +12,9 @@ NAMES = {
     "generation": "tokens per second with the cache, without it, and at the limit of memory bandwidth",
     "loss": "the token loss and its gradients against the vocabulary, beside full logits and torch's own",
     "memory": "peak memory of a slow step: counted from sizes, and measured",
-    "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
+    "elbo-time": "the ELBO against time: fewer tokens per fast step, early stop, better starts",
     "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
+    "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
     "record-run": "a training run as JSON, loss curve and texts",
     "scaling": "seconds per token of a slow step against N, N_z, T_fast, B and V",
 }

@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.measure import write_result
 from ltm_pyro.components import build_model
@@ -104,6 +105,10 @@ class Timed:
     def logits(self, hidden: Tensor) -> Tensor:
         """The decoder's own."""
         return self.decoder.logits(hidden)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The decoder's own."""
+        return self.decoder.modules()
 
     def step(self, inputs: Tensor, cache: DecoderCache) -> Tensor:
         """The decoder's own."""

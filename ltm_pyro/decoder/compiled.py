@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltm_pyro.decoder.cache import DecoderCache
 from ltm_pyro.decoder.decoding import CachedNetwork
@@ -38,6 +39,10 @@ class CompiledSteps:
     def logits(self, hidden: Tensor) -> Tensor:
         """The network's own."""
         return self.network.logits(hidden)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The network's own."""
+        return self.network.modules()
 
     def step(self, inputs: Tensor, cache: DecoderCache) -> Tensor:
         """The network's own, compiled."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltm_pyro.decoder.cache import DecoderCache
+from ltm_pyro.decoder.linear import held
 from ltm_pyro.decoder.sampling import Sampling, TokenDraws
 
 __all__ = ["CachedNetwork", "Continuation", "Ended", "decode", "token_lists"]
@@ -45,6 +46,9 @@ class CachedNetwork(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the next token."""
 
+    def modules(self) -> Iterator[nn.Module]:
+        """All its parts."""
+
 
 @torch.no_grad()
 def decode(
@@ -76,8 +80,23 @@ def decode(
         uniforms: (B, M) numbers in [0, 1) that settle the draws; None takes them, where the temperature is not 0,
             from torch's global stream.
     """
+    dtype = torch.get_autocast_dtype(inputs.device.type) if torch.is_autocast_enabled(inputs.device.type) else None
+    with held(decoder, dtype):
+        return _decode(decoder, thoughts, inputs, lengths, max_tokens, sampling or Sampling(), stop, ended, uniforms)
+
+
+def _decode(
+    decoder: CachedNetwork,
+    thoughts: Tensor | None,
+    inputs: Tensor,
+    lengths: Tensor,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: int | None,
+    ended: Ended | None,
+    uniforms: Tensor | None,
+) -> Continuation:
     rows, device = inputs.shape[0], inputs.device
-    sampling = sampling or Sampling()
     draws = TokenDraws(sampling)
     if uniforms is None and sampling.temperature == 0:
         uniforms = torch.zeros((), dtype=torch.float64, device=device).expand(rows, max_tokens)

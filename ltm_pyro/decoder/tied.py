@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltm_pyro.decoder.attention import SelfAttention
 from ltm_pyro.decoder.cache import DecoderCache, Slots
+from ltm_pyro.decoder.linear import product
 from ltm_pyro.decoder.rotary import Rotation, rotation
 from ltm_pyro.decoder.token_loss import target_log_prob
 
@@ -89,8 +89,8 @@ class TiedTransformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
         """Unnormalised log-probabilities of the next token under the tied embedding."""
-        # Not a product with the transpose: autocast keeps its copy of a weight, but casts a view of it at each call.
-        return F.linear(hidden, self.embedding.weight.to(hidden.dtype))
+        weight = self.embedding.weight if self.held_embedding is None else self.held_embedding
+        return product(hidden, weight.to(hidden.dtype))
 
     def _slots(self, inputs: Tensor, lengths: Tensor, max_tokens: int | None) -> Slots:
         """Slots for what has been read and ``max_tokens`` more, or of the window where that is less."""
