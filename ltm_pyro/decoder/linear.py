@@ -36,7 +36,6 @@ class Linear(nn.Linear):
         """In autocast's type where that is on."""
         return product(x, self.weight if self.held is None else self.held)
 
-
     def hold(self, dtype: torch.dtype | None) -> None:
         """Keeps the weight as a constant in ``dtype``, None being its own."""
         self.held = self.weight.detach().to(dtype)
@@ -57,6 +56,7 @@ class Held(Protocol):
         """Forgets it."""
 
 
+@runtime_checkable
 class Parts(Protocol):
     """A network, or what wraps one."""
 

@@ -63,7 +63,7 @@ class TiedTransformer(nn.Module):
     """The output embedding in another type, between `hold` and `release`."""
 
     def hold(self, dtype: torch.dtype | None) -> None:
-        """Keeps the output embedding as a constant in ``dtype``, None being its own (`ltm_pyro.decoder.linear.held`)."""
+        """Keeps the output embedding as a constant in ``dtype``, None being its own (see `linear.held`)."""
         self.held_embedding = self.embedding.weight.detach().to(dtype)
 
     def release(self) -> None:
