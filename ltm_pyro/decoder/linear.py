@@ -88,7 +88,7 @@ def product(x: Float[Tensor, "*batch inputs"], weight: Float[Tensor, "outputs in
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
-        y: Tensor = _Product.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
+        y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

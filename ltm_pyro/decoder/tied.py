@@ -89,8 +89,9 @@ class TiedTransformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
         """Unnormalised log-probabilities of the next token under the tied embedding."""
-        weight = self.embedding.weight if self.held_embedding is None else self.held_embedding
-        return product(hidden, weight.to(hidden.dtype))
+        if self.held_embedding is not None:
+            return product(hidden.to(self.held_embedding.dtype), self.held_embedding)
+        return product(hidden, self.embedding.weight.to(hidden.dtype))
 
     def _slots(self, inputs: Tensor, lengths: Tensor, max_tokens: int | None) -> Slots:
         """Slots for what has been read and ``max_tokens`` more, or of the window where that is less."""
