@@ -7,8 +7,11 @@ import sys
 
 NAMES = {
     "attention": "windowed self-attention per token against the length, beside a dense mask and no window",
+    "elbo-time": "the ELBO against time: fewer tokens per fast step, early stop, better starts",
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
+    "fast-loop": "one slow step beside a hand-written loop, the released arithmetic and the machine's floor",
     "floor": "operations and bytes per second that this machine reaches at best",
+    "generation": "tokens per second with the cache, without it, and at the limit of memory bandwidth",
     "loss": "the token loss and its gradients against the vocabulary, beside full logits and torch's own",
     "memory": "peak memory of a slow step: counted from sizes, and measured",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",

@@ -103,15 +103,15 @@ class Run:
     taken: int = 0
 
     @classmethod
-    def of(cls, settings: Settings, data: Data) -> Run:
+    def of(cls, settings: Settings, data: Data, seed: int = 0) -> Run:
         """Weights and batches from the same seed for every pair."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         training = settings.training
         model = build_model(settings, data.tokenizer.vocab_size).to(training.device)
         guide = build_guide(settings, model).to(training.device)
         slow = build_optimizer(nn.ModuleDict({"model": model, "guide": guide}), training)
         svi = FastSlowSVI(model, guide, fast=fast_config(settings), slow=slow, clip_norm=training.clip_norm)
-        return cls(svi, data, Sampler(len(data.train), training.batch_size), training.device)
+        return cls(svi, data, Sampler(len(data.train), training.batch_size, seed), training.device)
 
     def batch(self) -> TokenBatch:
         """The next batch."""

@@ -1,7 +1,7 @@
 """The arithmetic of the released training code, written out in plain torch, to measure against.
 
-Every fast step is a whole forward and backward pass: gradients for the weights are taken too and added up, the window is
-a dense mask, all the logits are made at once, and nothing is kept from one step to the next. The weights are a
+Every fast step is a whole forward and backward pass: gradients for the weights are taken too and added up, the window
+is a dense mask, all the logits are made at once, and nothing is kept from one step to the next. The weights are a
 `ThoughtDecoder`'s; no code of the library's own passes is shared. Under ``autocast`` torch casts as it sees fit, which
 for weights that ask for gradients means once per pass.
 """
@@ -9,6 +9,7 @@ for weights that ask for gradients means once per pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from ltm_pyro.infer import FastConfig
 __all__ = ["ReleasedAlgorithm", "forward_logits"]
 
 
+Linear = Callable[[Tensor, Tensor], Tensor]
+
+
 class ReleasedAlgorithm:
     """One slow step of the released code: fixed noise, weights' gradients summed over the fast steps.
 
@@ -31,6 +35,8 @@ class ReleasedAlgorithm:
         slow: optimiser of the weights.
         init_log_var: where log σ² starts.
         autocast: type of the products; None for the weights' own.
+        linear: computes the products with the weights; the library's `product` in place of torch's own shows what is
+            due to the algorithm alone.
     """
 
     def __init__(
@@ -41,12 +47,14 @@ class ReleasedAlgorithm:
         *,
         init_log_var: float = -5.0,
         autocast: torch.dtype | None = None,
+        linear: Linear = F.linear,
     ):
         self.decoder = decoder
         self.fast = fast
         self.slow = slow
         self.init_log_var = init_log_var
         self.autocast = autocast
+        self.linear = linear
 
     def step(self, batch: TokenBatch) -> Tensor:
         """T_fast fast steps and the slow one; every token is scored."""
@@ -72,14 +80,14 @@ class ReleasedAlgorithm:
     def _loss(self, batch: TokenBatch, mu: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
         thoughts = mu + (0.5 * log_var).exp() * noise
         with torch.autocast(batch.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            logits = forward_logits(self.decoder, batch.inputs, thoughts)
+            logits = forward_logits(self.decoder, batch.inputs, thoughts, self.linear)
             # The mean over tokens, as a trainer of language models reports it.
             negative_log_likelihood = F.cross_entropy(logits.flatten(0, 1), batch.tokens.flatten())
         kl = 0.5 * (mu.square() + log_var.exp() - 1 - log_var).sum()
         return negative_log_likelihood + kl / batch.tokens.numel()
 
 
-def forward_logits(decoder: ThoughtDecoder, inputs: Tensor, thoughts: Tensor) -> Tensor:
+def forward_logits(decoder: ThoughtDecoder, inputs: Tensor, thoughts: Tensor, linear: Linear = F.linear) -> Tensor:
     """(B, N, V) logits of the decoder's equations, by torch's own operations alone."""
     num_tokens, layers, per_layer = inputs.shape[1], *decoder.thought_shape[:2]
     index = torch.arange(num_tokens, device=inputs.device)
@@ -90,23 +98,23 @@ def forward_logits(decoder: ThoughtDecoder, inputs: Tensor, thoughts: Tensor) ->
     queries = _angles(index.clamp(max=decoder.max_length - 1), head_dim, base)
     slots = torch.arange(per_layer, device=inputs.device) * (decoder.max_length // (layers * per_layer))
     memory = _angles(slots, head_dim, base)
-    weights = {name: value for name, value in decoder.named_parameters()}
+    weights = dict(decoder.named_parameters())
     x = F.embedding(inputs, weights["embedding.weight"])
     for i in range(layers):
         block = {name: weights[f"blocks.{i}.{name}.weight"] for name in _BLOCK}
         y = F.rms_norm(x, x.shape[-1:], block["self_norm"], 1e-5)
-        q, k, v = (_heads(part, head_dim) for part in F.linear(y, block["self_attention.qkv"]).chunk(3, -1))
+        q, k, v = (_heads(part, head_dim) for part in linear(y, block["self_attention.qkv"]).chunk(3, -1))
         attended = F.scaled_dot_product_attention(_rotate(q, tokens), _rotate(k, tokens), v, attn_mask=mask)
-        x = x + F.linear(_flat(attended), block["self_attention.out"])
+        x = x + linear(_flat(attended), block["self_attention.out"])
         y = F.rms_norm(x, x.shape[-1:], block["cross_norm"], 1e-5)
-        q = _rotate(_heads(F.linear(y, block["cross_attention.query"]), head_dim), queries)
-        k = _rotate(_heads(F.linear(thoughts[:, i], block["cross_attention.key"]), head_dim), memory)
-        v = _heads(F.linear(thoughts[:, i], block["cross_attention.value"]), head_dim)
-        x = x + F.linear(_flat(F.scaled_dot_product_attention(q, k, v)), block["cross_attention.out"])
+        q = _rotate(_heads(linear(y, block["cross_attention.query"]), head_dim), queries)
+        k = _rotate(_heads(linear(thoughts[:, i], block["cross_attention.key"]), head_dim), memory)
+        v = _heads(linear(thoughts[:, i], block["cross_attention.value"]), head_dim)
+        x = x + linear(_flat(F.scaled_dot_product_attention(q, k, v)), block["cross_attention.out"])
         y = F.rms_norm(x, x.shape[-1:], block["feed_forward_norm"], 1e-5)
-        gate, up = F.linear(y, block["feed_forward.gate_up"]).chunk(2, -1)
-        x = x + F.linear(F.silu(gate) * up, block["feed_forward.down"])
-    return F.linear(F.rms_norm(x, x.shape[-1:], weights["norm.weight"], 1e-5), weights["embedding.weight"])
+        gate, up = linear(y, block["feed_forward.gate_up"]).chunk(2, -1)
+        x = x + linear(F.silu(gate) * up, block["feed_forward.down"])
+    return linear(F.rms_norm(x, x.shape[-1:], weights["norm.weight"], 1e-5), weights["embedding.weight"])
 
 
 _BLOCK = (

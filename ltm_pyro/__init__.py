@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.decoder import Sampling, ThoughtDecoder
     from ltm_pyro.errors import LTMError
+    from ltm_pyro.generate import generate_batch
     from ltm_pyro.guides import (
         Amortized,
         Guide,
@@ -101,6 +102,7 @@ _HOMES = {
     "TokenSequence": "likelihood",
     "Trainer": "training",
     "VampPrior": "priors",
+    "generate_batch": "generate",
     "importance_weights": "infer",
     "langevin": "infer",
     "load_run": "training",
@@ -150,6 +152,7 @@ __all__ = [
     "TokenSequence",
     "Trainer",
     "VampPrior",
+    "generate_batch",
     "importance_weights",
     "langevin",
     "load_run",

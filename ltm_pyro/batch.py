@@ -74,6 +74,7 @@ class TokenBatch:
         moved = TokenBatch(self.tokens.to(device), self.lengths.to(device), self.start.to(device), scored, labels)
         # Counted where the tokens are now, normally the host: on the other side it would make the host wait.
         moved.__dict__["scored_index"] = self.scored_index.to(device)
+        moved.__dict__["scored_counts"] = self.scored_counts
         return moved
 
     def unlabelled(self) -> TokenBatch:
@@ -81,6 +82,13 @@ class TokenBatch:
         plain = replace(self, labels=None)
         plain.__dict__.update(self.__dict__ | {"labels": None})  # nothing computed so far depends on the labels
         return plain
+
+    def scoring(self, index: Int[Tensor, " scored"]) -> TokenBatch:
+        """The same batch with other scored tokens, given by their places in the flattened (B · N)."""
+        chosen = torch.zeros_like(self.real).flatten().index_fill(0, index, True).view_as(self.real)
+        batch = replace(self, scored=chosen)
+        batch.__dict__.update(real=self.real, mask=chosen, keys=self.keys, scored_index=index)
+        return batch
 
     def prefix(self, length: int) -> TokenBatch:
         """The first ``length`` tokens of every sequence, and nothing that was computed from later ones."""
@@ -112,6 +120,11 @@ class TokenBatch:
     def scored_index(self) -> Int[Tensor, " scored"]:
         """Places of the scored tokens in the flattened (B · N): made once, its length being known on the host."""
         return self.mask.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def scored_counts(self) -> tuple[int, ...]:
+        """`num_scored` on the host, made once."""
+        return tuple(self.num_scored.tolist())
 
     @cached_property
     def num_scored(self) -> Int[Tensor, " batch"]:

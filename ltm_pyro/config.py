@@ -137,6 +137,8 @@ class InferenceSettings:
         kl_warmup_steps: slow steps over which the KL's weight in training rises linearly from 0 to 1.
         free_bits: nats of each sequence's KL that training does not charge for.
         warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.
+        token_fraction: share of each sequence's scored tokens that a fast step scores, drawn anew at every step.
+        full_final_steps: last fast steps that score all tokens all the same.
     """
 
     fast_steps: int = 16
@@ -152,9 +154,14 @@ class InferenceSettings:
     kl_warmup_steps: int = 0
     free_bits: float = 0.0
     warm_start: bool = False
+    token_fraction: float = 1.0
+    full_final_steps: int = 1
 
     def __post_init__(self) -> None:
         at_least("inference.fast_steps", self.fast_steps, 0)
+        above("inference.token_fraction", self.token_fraction, 0)
+        within("inference.token_fraction", self.token_fraction, 0, 1)
+        at_least("inference.full_final_steps", self.full_final_steps, 0)
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)

@@ -15,6 +15,7 @@ from ltm_pyro.decoder.blocks import feed_forward_width
 from ltm_pyro.decoder.transformer import ThoughtDecoder
 from ltm_pyro.decoder.window import BLOCK
 from ltm_pyro.errors import LTMError
+from ltm_pyro.infer.subsampling import FastStep
 
 if TYPE_CHECKING:  # the baselines count their own steps, so they import this module
     from ltm_pyro.baselines.transformer import PlainBlock, PlainTransformer
@@ -215,7 +216,9 @@ def transformer_step_flops(size: TransformerSize, batch: int, length: int, score
     return size.blocks(batch, length).total + 4 * size.vocabulary(scored)
 
 
-def infer_flops(size: DecoderSize, batch: int, length: int, scored: int, *, fast_steps: int) -> int:
+def infer_flops(
+    size: DecoderSize, batch: int, length: int, scored: int, *, fast_steps: int | Sequence[FastStep]
+) -> int:
     """One fast loop (`FastSlowSVI.infer`).
 
     The stem once; then, each step, forward after it, the gradient for the thoughts, and two products with the
@@ -226,11 +229,12 @@ def infer_flops(size: DecoderSize, batch: int, length: int, scored: int, *, fast
         batch: B.
         length: N, padding included: the blocks run on it.
         scored: tokens of the batch that enter the likelihood; padding meets no vocabulary.
-        fast_steps: T_fast.
+        fast_steps: T_fast; or, where the steps run on fewer and fewer sequences or on some of the tokens, what each of
+            them ran on (`Posterior.fast_steps`, `planned_steps`).
     """
-    after = size.after_stem(batch, length)
-    fast_step = after.forward + after.inputs + 2 * size.vocabulary(scored)
-    return size.stem(batch, length).forward + fast_steps * fast_step
+    sequences, tokens = _ran_on(batch, scored, fast_steps)
+    after = size.after_stem(sequences, length)
+    return size.stem(batch, length).forward + after.forward + after.inputs + 2 * size.vocabulary(tokens)
 
 
 def slow_step_flops(
@@ -239,7 +243,7 @@ def slow_step_flops(
     length: int,
     scored: int,
     *,
-    fast_steps: int,
+    fast_steps: int | Sequence[FastStep],
     slow_gradient: Literal["final", "trajectory"] = "final",
 ) -> int:
     """One `FastSlowSVI.step` whose guide has no weights: the fast loop, then the gradient for the weights.
@@ -250,11 +254,27 @@ def slow_step_flops(
     whole, thoughts = size.blocks(batch, length), size.memory(batch).inputs * size.layers
     full_step = whole.total + 4 * size.vocabulary(scored)
     if slow_gradient == "trajectory":
-        return fast_steps * full_step + full_step - thoughts
+        sequences, tokens = _ran_on(batch, scored, fast_steps)
+        return size.blocks(sequences, length).total + 4 * size.vocabulary(tokens) + full_step - thoughts
     return infer_flops(size, batch, length, scored, fast_steps=fast_steps) + full_step - thoughts
 
 
-def score_flops(size: DecoderSize, batch: int, length: int, scored: int, *, fast_steps: int, samples: int = 1) -> int:
+def _ran_on(batch: int, scored: int, fast_steps: int | Sequence[FastStep]) -> tuple[int, int]:
+    """Sequences and scored tokens of all the steps together: no part of the network costs more in company."""
+    if isinstance(fast_steps, int):
+        return batch * fast_steps, scored * fast_steps
+    return sum(step.sequences for step in fast_steps), sum(step.tokens for step in fast_steps)
+
+
+def score_flops(
+    size: DecoderSize,
+    batch: int,
+    length: int,
+    scored: int,
+    *,
+    fast_steps: int | Sequence[FastStep],
+    samples: int = 1,
+) -> int:
     """One fit and S draws of it scored: the protocols ``elbo`` and ``reconstruction`` together, and ``iwae``."""
     fit = infer_flops(size, batch, length, scored, fast_steps=fast_steps)
     return fit + _score(size, batch, length, scored, samples)

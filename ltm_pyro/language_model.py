@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
+from ltm_pyro.decoder.decoding import Ended
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import PROTOCOLS, VALIDATION, Protocol, Report, evaluate, refuse_flattery
-from ltm_pyro.generate import generate
+from ltm_pyro.generate import generate_batch
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
 from ltm_pyro.noise import fixed_global_stream
@@ -121,6 +122,29 @@ class LanguageModel(ABC):
         """
 
     @abstractmethod
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        start: int | Sequence[int],
+        num: int = 1,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stop: int | None = None,
+        ended: Ended | None = None,
+        fast_steps: int | None = None,
+        label: int | None = None,
+        seed: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[list[int]]]:
+        """Draws ``num`` texts for each prompt as lists of token ids; the arguments are those of `generate_batch`.
+
+        A text depends on the seed, its prompt and its number alone.
+
+        Raises:
+            LTMError: a number is out of range, a prompt is too long, or there is a label and the model has none.
+        """
+
     def generate(
         self,
         *,
@@ -134,11 +158,23 @@ class LanguageModel(ABC):
         label: int | None = None,
         seed: int = 0,
     ) -> list[list[int]]:
-        """Draws ``num`` texts as lists of token ids, the prompt left out; the arguments are those of `generate`.
+        """Draws ``num`` texts as lists of token ids, the prompt left out: `generate_batch` of one prompt.
 
         Raises:
             LTMError: a number is out of range, the prompt is too long, or there is a label and the model has none.
         """
+        (texts,) = self.generate_batch(
+            [prompt],
+            start=start,
+            num=num,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            fast_steps=fast_steps,
+            label=label,
+            seed=seed,
+        )
+        return texts
 
     def about_inference(self, fast_steps: int | None) -> dict[str, int]:
         """What a report says of the inference that it was asked for: T_fast, where there are thoughts."""
@@ -302,31 +338,35 @@ class ThoughtLanguageModel(LanguageModel):
         with torch.no_grad(), autocasting(batch.device, self.svi.autocast):
             return self.svi.model.decoder.prefill(inputs, batch.lengths + 1, posterior.mean)[0]
 
-    def generate(  # noqa: D102
+    def generate_batch(  # noqa: D102
         self,
+        prompts: Sequence[Sequence[int]],
         *,
-        start: int,
-        prompt: Sequence[int] = (),
+        start: int | Sequence[int],
         num: int = 1,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: int | None = None,
+        ended: Ended | None = None,
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
-    ) -> list[list[int]]:
-        return generate(
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[list[int]]]:
+        return generate_batch(
             self.svi,
+            prompts,
             start=start,
-            prompt=prompt,
             num=num,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
+            ended=ended,
             fast_steps=fast_steps,
             fast_lr=self.fast_lr,
             label=label,
             seed=seed,
+            progress=progress,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder.sampling import decode
+from ltm_pyro.decoder.decoding import decode
 from ltm_pyro.decoder.transformer import Stem, ThoughtDecoder
 
 __all__ = ["TokenSequence"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
@@ -44,18 +46,27 @@ class LatentThoughtModel(nn.Module):
         self.decoder = decoder
         self.prior = prior
 
-    def forward(self, batch: TokenBatch, *, observed: bool = True, stem: Stem | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        observed: bool = True,
+        stem: Stem | None = None,
+        scale: Float[Tensor, " batch"] | None = None,
+    ) -> Tensor:
         """Runs the program; returns the tokens (…, B, N).
 
         Args:
             batch: sequences to condition on, or whose lengths and start tokens a sample takes.
             observed: whether ``batch.tokens`` are the data; False samples them.
             stem: what `stem` returned for this batch, where the caller has it already.
+            scale: what each sequence's likelihood counts for: N_b / k_b where a random k_b of N_b tokens are scored.
         """
         with pyro.plate("sequences", len(batch), dim=-1):
             thoughts = self.thoughts(batch)
             likelihood = self.likelihood(thoughts, batch, stem)
-            tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.tokens if observed else None)
+            with nullcontext() if scale is None else _scaled(scale):
+                tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.tokens if observed else None)
         return tokens
 
     def thoughts(self, batch: TokenBatch) -> Float[Tensor, "*particles batch layer slot width"]:
@@ -70,7 +81,10 @@ class LatentThoughtModel(nn.Module):
     def likelihood(
         self, thoughts: Float[Tensor, "*particles batch layer slot width"], batch: TokenBatch, stem: Stem | None
     ) -> TorchDistribution:
-        """p(x | z) for the batch; a subclass that overrides this one swaps the likelihood and keeps all else."""
+        """p(x | z) for the batch; a subclass that overrides this one swaps the likelihood and keeps all else.
+
+        Whatever the likelihood, it is that of the tokens of ``batch.mask`` alone.
+        """
         return TokenSequence(self.decoder, thoughts, batch, stem=stem)
 
     def stem(self, batch: TokenBatch) -> Stem | None:
@@ -105,3 +119,8 @@ class LatentThoughtModel(nn.Module):
         with pyro.plate("sequences", num, dim=-1):
             thoughts: Tensor = prior(num)
         return thoughts
+
+
+def _scaled(scale: Tensor) -> AbstractContextManager[Any]:
+    with pyro.validation_enabled(False):  # of a scale above 0, which would wait for the device
+        return pyro.poutine.scale(scale=scale)

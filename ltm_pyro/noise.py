@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal, cast, get_args
 
 import pyro.distributions as dist
@@ -23,9 +24,10 @@ from torch import Tensor
 
 __all__ = ["Purpose", "SequenceGenerator", "fixed_global_stream", "sequence_noise"]
 
-Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask", "prior"]
-"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks, and
-draws of the prior."""
+Purpose = Literal["fit", "slow", "sample", "score", "chain", "mask", "prior", "token", "subset"]
+"""What noise is drawn for: the fast loop, the slow step, draws of z, scoring after the fit, Markov chains, masks, draws
+of the prior, tokens of generated texts, and the tokens that a fast step scores. A stream goes by its place here: new
+ones stand at the end."""
 
 GOLDEN = -7046029254386353131  # 2**64 / golden ratio as a signed integer: spreads consecutive inputs over all bits
 
@@ -63,8 +65,15 @@ class SequenceGenerator:
 
     def __init__(self, keys: Int[Tensor, " batch"], seed: int, purpose: Purpose = "fit"):
         self.draws = 0
+        self.seed = seed
         family = torch.full_like(keys, _wrap(seed * GOLDEN + get_args(Purpose).index(purpose)))
         self._streams = mix64(keys ^ mix64(family))
+
+    def rows(self, index: Int[Tensor, " chosen"]) -> SequenceGenerator:
+        """The streams of some of the sequences, as far drawn as here."""
+        chosen = copy(self)
+        chosen._streams = self._streams[index]
+        return chosen
 
     def normal(
         self, event_shape: tuple[int, ...], *, particles: tuple[int, ...] = (), dtype: torch.dtype | None = None
@@ -91,6 +100,10 @@ class SequenceGenerator:
         index = torch.arange(count, device=self._streams.device)
         stream = mix64(self._streams + _wrap(self.draws * GOLDEN))
         return mix64(stream[:, None] + index * GOLDEN)
+
+    def uniform(self, count: int) -> Float[Tensor, "batch count"]:
+        """(B, count) independent float64 numbers in [0, 1), as for `words`."""
+        return _logical_shift(self.words(count), 11).double() * 2.0**-53
 
     def seeds(self) -> list[int]:
         """B numbers that seed other generators: sequence b's is a function of its key and the seed alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from ltm_pyro.flops import (
 )
 from ltm_pyro.guides import LocalDelta, LocalNormal
 from ltm_pyro.infer import FastConfig, FastSlowSVI, importance_weights
+from ltm_pyro.infer.subsampling import planned_steps
 
 BATCHES: dict[str, TokenBatch] = {
     "within the window": ragged_batch(4, 4, 4),
@@ -86,12 +87,24 @@ def test_micro_batches_add_up():
 
 
 def test_early_stop_is_counted_by_the_steps_taken():
-    svi, size = program(20, tolerance=50.0)
+    svi, size = program(20, tolerance=5.0)
     batch = BATCHES["padded"]
     info = svi.step(batch, seed=0)
-    taken = info.posteriors[0].steps_taken
-    assert taken < 20
+    taken = info.posteriors[0].fast_steps
+    assert len(taken) < 20
+    assert taken[-1].sequences < taken[0].sequences == 3
     assert slow_step_flops(size, *sizes(batch), fast_steps=taken) == measured_flops(lambda: svi.step(batch, seed=0))
+
+
+@pytest.mark.parametrize("slow_gradient", ["final", "trajectory"])
+def test_fast_steps_on_some_of_the_tokens_are_counted_by_those(slow_gradient: Literal["final", "trajectory"]):
+    svi, size = program(4, token_fraction=0.4, slow_gradient=slow_gradient)
+    batch = BATCHES["padded"]
+    planned = planned_steps(batch, svi.fast, 4)
+    assert planned[0].tokens < planned[-1].tokens == 20
+    assert infer_flops(size, *sizes(batch), fast_steps=planned) == measured_flops(lambda: svi.infer(batch))
+    counted = slow_step_flops(size, *sizes(batch), fast_steps=planned, slow_gradient=slow_gradient)
+    assert counted == measured_flops(lambda: svi.step(batch))
 
 
 def test_unscored_tokens_meet_no_vocabulary():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-import ltm_pyro.generate
+import ltm_pyro.decoder.prompts
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder import Sampling
 from ltm_pyro.errors import LTMError
@@ -27,13 +27,13 @@ def svi() -> FastSlowSVI:
 def thoughts(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The thoughts of every decoding."""
     seen: list[torch.Tensor] = []
-    real = ltm_pyro.generate.decode
+    real = ltm_pyro.decoder.prompts.decode
 
     def spy(decoder, z, *arguments, **options):
         seen.append(z)
         return real(decoder, z, *arguments, **options)
 
-    monkeypatch.setattr(ltm_pyro.generate, "decode", spy)
+    monkeypatch.setattr(ltm_pyro.decoder.prompts, "decode", spy)
     return seen
 
 
@@ -142,19 +142,3 @@ def test_numbers_out_of_range_are_refused(svi: FastSlowSVI, options: dict, words
 
 def test_the_greatest_seed_is_taken(svi: FastSlowSVI):
     assert generate(svi, start=0, prompt=[1, 2], max_tokens=2, seed=2**32 - 1)
-
-
-def test_tokens_are_not_drawn_from_the_stream_that_the_thoughts_came_from(monkeypatch):
-    model, seen = tiny_model(), []
-    real = ltm_pyro.generate.decode
-
-    def decode(*arguments, generator, **options):
-        seen.append(generator.initial_seed())
-        return real(*arguments, generator=generator, **options)
-
-    monkeypatch.setattr(ltm_pyro.generate, "decode", decode)
-    svi = FastSlowSVI(model, LocalNormal(model))
-    for seed in (0, 5):
-        generate(svi, start=0, max_tokens=2, seed=seed)
-    assert seen[0] != seen[1]
-    assert not set(seen) & {0, 5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -134,7 +134,7 @@ class LangevinLearner(Learner):
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return self.inner.language_model(at)
 
-    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:  # noqa: D102
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[Any] = ()) -> int:  # noqa: D102
         return self.inner.flops(batch, fast_steps)
 
 

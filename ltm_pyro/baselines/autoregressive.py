@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from ltm_pyro.baselines.base import Baseline, check_generation
 from ltm_pyro.baselines.transformer import PlainTransformer, TransformerShape
 from ltm_pyro.batch import TokenBatch
-from ltm_pyro.decoder.sampling import Sampling, decode, token_lists
+from ltm_pyro.decoder.decoding import Ended
+from ltm_pyro.decoder.prompts import Prompts, continue_part
+from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.evaluation.protocols import Protocol
 from ltm_pyro.infer.posterior import autocasting
 from ltm_pyro.language_model import Prediction, context_lengths
@@ -77,28 +79,37 @@ class Autoregressive(Baseline):
         with autocasting(self.device, self.autocast):
             return self.network.prefill(inputs, batch.lengths + 1, None)[0]
 
-    def generate(  # noqa: D102
+    def generate_batch(  # noqa: D102
         self,
+        prompts: Sequence[Sequence[int]],
         *,
-        start: int,
-        prompt: Sequence[int] = (),
+        start: int | Sequence[int],
         num: int = 1,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: int | None = None,
+        ended: Ended | None = None,
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
-    ) -> list[list[int]]:
-        check_generation(self, prompt, num, max_tokens, label)
-        inputs = torch.tensor([[start, *prompt]] * num, dtype=torch.int64, device=self.device)
-        lengths = torch.full((num,), inputs.shape[1], dtype=torch.int64, device=self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        with autocasting(self.device, self.autocast):
-            drawn = decode(
-                self.network, None, inputs, lengths, max_tokens, sampling=sampling, stop=stop, generator=generator
-            )
-        return token_lists(drawn)
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[list[int]]]:
+        check_generation(self, prompts, num, max_tokens, label)
+        asked = Prompts(prompts, start, num, progress)
+        for part in asked.parts():
+            with autocasting(self.device, self.autocast):
+                texts = continue_part(
+                    self.network,
+                    part.to(self.device),
+                    None,
+                    max_tokens,
+                    sampling=sampling,
+                    stop=stop,
+                    ended=ended,
+                    seed=seed,
+                )
+            asked.keep(part, texts)
+        return asked.texts()
 
     def _scored(self, batch: TokenBatch) -> tuple[Float[Tensor, "row hidden"], Int[Tensor, " row"]]:
         """Hidden states and targets of the scored tokens, one row each."""

@@ -15,6 +15,7 @@ from ltm_pyro.data.sequences import SequenceDataset
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import Report
 from ltm_pyro.flops import TransformerSize, transformer_step_flops
+from ltm_pyro.generate import check_prompts
 from ltm_pyro.language_model import LanguageModel
 
 __all__ = ["Baseline", "check_generation"]
@@ -91,17 +92,14 @@ class Baseline(nn.Module, LanguageModel):
         return Report({self.comparable: values}, counts, samples, None, seed, protocols=chosen)
 
 
-def check_generation(model: Baseline, prompt: Sequence[int], num: int, max_tokens: int, label: int | None) -> None:
+def check_generation(
+    model: Baseline, prompts: Sequence[Sequence[int]], num: int, max_tokens: int, label: int | None
+) -> None:
     """Nothing, where a baseline can draw such texts.
 
     Raises:
-        LTMError: the prompt is too long, a number is below 1, or there is a label.
+        LTMError: a prompt is too long, a number is below 1, or there is a label.
     """
     if label is not None:
         raise LTMError(f"a model of kind {model.kind} has no classes: leave the label out")
-    if num < 1 or max_tokens < 1:
-        raise LTMError(f"the number of texts and of tokens must be 1 or more, got {num} and {max_tokens}")
-    if len(prompt) > model.max_length:
-        raise LTMError(
-            f"the prompt has {len(prompt)} tokens but the model was trained on at most {model.max_length}: shorten it"
-        )
+    check_prompts(prompts, num, max_tokens, model.max_length)

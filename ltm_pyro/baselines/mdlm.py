@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ltm_pyro.baselines.base import Baseline, check_generation
 from ltm_pyro.baselines.transformer import PlainTransformer, TransformerShape
 from ltm_pyro.batch import TokenBatch
+from ltm_pyro.decoder.decoding import Ended
+from ltm_pyro.decoder.prompts import Prompts
 from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import Protocol
@@ -22,6 +24,9 @@ from ltm_pyro.language_model import Prediction, context_lengths
 from ltm_pyro.noise import SequenceGenerator
 
 __all__ = ["MaskedDiffusion"]
+
+
+_AT_ONCE = 64  # texts of one prompt: a part of what a seed means, so it is no option
 
 
 class MaskedDiffusion(Baseline):
@@ -123,38 +128,74 @@ class MaskedDiffusion(Baseline):
         bound = -self.sequence_loss(batch, seed=seed, samples=samples).double()
         return Prediction(bound, self._greedy(batch))
 
-    @torch.no_grad()
-    def generate(
+    def generate_batch(
         self,
+        prompts: Sequence[Sequence[int]],
         *,
-        start: int,
-        prompt: Sequence[int] = (),
+        start: int | Sequence[int],
         num: int = 1,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: int | None = None,
+        ended: Ended | None = None,
         fast_steps: int | None = None,
         label: int | None = None,
         seed: int = 0,
-    ) -> list[list[int]]:
-        """Fills ``max_tokens`` masks after the prompt, in a uniform order, and drops what follows the first ``stop``.
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[list[int]]]:
+        """Fills ``max_tokens`` masks after each prompt, in a uniform order, and drops what follows the first ``stop``.
 
         There are fewer masks where prompt and text would be longer than the training length, the longest that the
         network has seen. Temperature, top-k and top-p act on each token; at temperature 0 the surest tokens come first.
+        One prompt is filled after the other, and ``ended``, which is told of no text before all of it is there, saves
+        nothing.
         """
-        check_generation(self, prompt, num, max_tokens, label)
-        if len(prompt) >= self.max_length:
-            raise LTMError(
-                f"the prompt has {len(prompt)} tokens and leaves none to fill of the {self.max_length} that the model "
-                f"was trained on: shorten it"
-            )
+        check_generation(self, prompts, num, max_tokens, label)
+        for prompt in prompts:
+            if len(prompt) >= self.max_length:
+                raise LTMError(
+                    f"the prompt has {len(prompt)} tokens and leaves none to fill of the {self.max_length} that the "
+                    f"model was trained on: shorten it"
+                )
+        asked = Prompts(prompts, start, num, progress)
+        for part in asked.parts():
+            texts: list[list[int]] = []
+            seeds = SequenceGenerator(part.batch.keys, seed, "token").seeds()
+            lists = zip(part.batch.tokens.tolist(), part.batch.lengths.tolist(), strict=True)
+            for (tokens, length), first, count, own in zip(
+                lists, part.batch.start.tolist(), part.draws, seeds, strict=True
+            ):
+                generator = torch.Generator(self.device).manual_seed(own % 2**63)
+                for at in range(0, count, _AT_ONCE):
+                    texts += self._fill(
+                        tokens[:length],
+                        first,
+                        min(_AT_ONCE, count - at),
+                        max_tokens,
+                        sampling or Sampling(),
+                        stop,
+                        generator,
+                    )
+            asked.keep(part, texts)
+        return asked.texts()
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        prompt: Sequence[int],
+        start: int,
+        num: int,
+        max_tokens: int,
+        sampling: Sampling,
+        stop: int | None,
+        generator: torch.Generator,
+    ) -> list[list[int]]:
+        """``num`` texts of one prompt."""
         length = min(max_tokens, self.max_length - len(prompt))
         tokens = torch.tensor([[*prompt, *([0] * length)]] * num, dtype=torch.int64, device=self.device)
         masked = (torch.arange(tokens.shape[1], device=self.device) >= len(prompt)).repeat(num, 1)
         starts = torch.full((num,), start, dtype=torch.int64, device=self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
         order = torch.rand(num, length, generator=generator, device=self.device).argsort(-1) + len(prompt)
-        sampling = sampling or Sampling()
         steps = min(self.sampling_steps or length, length)
         for begin, end in pairwise(length * step // steps for step in range(steps + 1)):
             with autocasting(self.device, self.autocast):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ltm_pyro.config import DecoderSettings
 from ltm_pyro.decoder.attention import SelfAttention
 from ltm_pyro.decoder.blocks import SwiGLU, feed_forward_width
-from ltm_pyro.decoder.cache import DecoderCache, LayerCache, Slots
+from ltm_pyro.decoder.cache import DecoderCache, LayerCache
 from ltm_pyro.decoder.tied import TiedTransformer
 
 __all__ = ["PlainBlock", "PlainTransformer", "TransformerShape"]
@@ -124,13 +124,18 @@ class PlainTransformer(TiedTransformer):
         return self._run(embedded, positions, self._mask(real), None)
 
     def prefill(
-        self, inputs: Int[Tensor, "batch token"], lengths: Int[Tensor, " batch"], thoughts: None = None
+        self,
+        inputs: Int[Tensor, "batch token"],
+        lengths: Int[Tensor, " batch"],
+        thoughts: None = None,
+        max_tokens: int | None = None,
     ) -> tuple[Float[Tensor, "batch hidden"], DecoderCache]:
         """Reads right-padded ``inputs`` of 1 … N real tokens; returns the last one's hidden state and a cache.
 
-        For a causal Transformer alone. ``thoughts`` stands where a decoder with thoughts takes them.
+        For a causal Transformer alone. ``thoughts`` stands where a decoder with thoughts takes them. Of at most
+        ``max_tokens`` tokens to come a cache smaller than the window may be enough; None is any number.
         """
-        slots = Slots(lengths, self.window)
+        slots = self._slots(inputs, lengths, max_tokens)
         cache = DecoderCache(slots, [LayerCache(slots) for _ in self.blocks], [])
         positions = torch.arange(inputs.shape[1], device=inputs.device)
         hidden = self._run(self.embedding(inputs), positions, None, cache)
@@ -138,9 +143,14 @@ class PlainTransformer(TiedTransformer):
 
     def step(self, inputs: Int[Tensor, " batch"], cache: DecoderCache) -> Float[Tensor, "batch hidden"]:
         """Reads one more token per sequence; returns its hidden state and advances ``cache`` in place."""
-        positions = cache.slots.next[:, None]
-        cache.slots.advance()
-        return self._run(self.embedding(inputs[:, None]), positions, None, cache)[:, 0]
+        rope = self._rotation(cache.slots.advance())
+        x = self.embedding(inputs[:, None])
+        for layer in range(len(self.blocks)):
+            block = cast(PlainBlock, self.blocks[layer])
+            x = x + block.self_attention.step(block.self_norm(x), rope, cache.layers[layer])
+            x = x + block.feed_forward(block.feed_forward_norm(x))
+        normed: Tensor = self.norm(x)
+        return normed[:, 0]
 
     def _mask(self, real: Tensor | None) -> Tensor | None:
         if self.causal or real is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -60,10 +61,12 @@ class SelfAttention(nn.Module):
         self, x: Float[Tensor, "batch 1 hidden"], rope: Rotation, cache: LayerCache
     ) -> Float[Tensor, "batch 1 hidden"]:
         """Attends from one new token per sequence to what ``cache`` keeps of the window, the token included."""
-        q, k, v = self._project(x, rope)
-        keys, values, visible = cache.append(k, v)
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
-        return self._merge(y)
+        qkv = self.qkv(x)[:, 0].unflatten(-1, (3, self.heads, -1))
+        q, k = rotate(qkv[:, :2], rope).unbind(1)
+        keys, values = cache.append(k, qkv[:, 2])
+        y = _attend_once(q[:, :, None], keys, values, cache.slots.bias(q.dtype))
+        out: Tensor = self.out(y.reshape(x.shape))
+        return out
 
     def _project(self, x: Tensor, rope: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
@@ -72,6 +75,16 @@ class SelfAttention(nn.Module):
     def _merge(self, y: Tensor) -> Tensor:
         out: Tensor = self.out(rearrange(y, "b h n d -> b n (h d)"))
         return out
+
+
+def _attend_once(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attention from one query per head; ``bias`` is added to the scores."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # The fused kernel is made for many queries: three times as slow as two products here.
+        scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        weights: Tensor = (scores.float() + bias).softmax(-1).to(q.dtype)
+        return weights @ values
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
 
 
 class CrossAttention(nn.Module):

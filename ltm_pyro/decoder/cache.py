@@ -1,11 +1,14 @@
-"""Decoding state: the last window of self-attention keys and values, and the thoughts' constant keys and values."""
+"""Decoding state: the last window of self-attention keys and values, and the thoughts' constant keys and values.
+
+All of it is written in place: a step reads the cache once and writes one token of it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["DecoderCache", "LayerCache", "Slots"]
@@ -15,11 +18,12 @@ class Slots:
     """Which token position each of the W ring-buffer slots of each sequence holds; shared by all layers.
 
     Token position p lives in slot p mod W, so the cache never grows beyond the window, and sequences of different
-    lengths share one batch.
+    lengths share one batch. ``next`` (B,) is the position of each sequence's next token, ``newest`` (B,) the slot of
+    its last one, ``positions`` (B, W) what the slots hold, negative where they hold nothing.
 
     Args:
         lengths: (B,) tokens of each sequence that the cache starts with.
-        window: W.
+        window: W, the decoder's window or, where no sequence will have more tokens, that number.
     """
 
     def __init__(self, lengths: Int[Tensor, " batch"], window: int):
@@ -29,17 +33,33 @@ class Slots:
         last = lengths[:, None] - 1
         # The newest position congruent to the slot; negative where the sequence has not reached it.
         self.positions = last - (last - slot) % window
+        self.newest = last[:, 0] % window
+        self.rows = torch.arange(len(lengths), device=lengths.device)
+        self._bias = torch.zeros(self.positions.shape, device=lengths.device).masked_fill(
+            self.positions < 0, -torch.inf
+        )
 
-    @property
-    def filled(self) -> Bool[Tensor, "batch slot"]:
-        """(B, W) slots that hold a token."""
-        return self.positions >= 0
+    def bias(self, dtype: torch.dtype) -> Float[Tensor, "batch 1 1 slot"]:
+        """What to add to the scores of the slots: -inf where there is no token yet."""
+        if self._bias.dtype != dtype:
+            self._bias = self._bias.to(dtype)
+        return self._bias[:, None, None]
 
-    def advance(self) -> None:
-        """Gives the next position of every sequence to its slot."""
-        slot = (self.next % self.window)[:, None]
-        self.positions = self.positions.scatter(1, slot, self.next[:, None])
-        self.next = self.next + 1
+    def advance(self) -> Int[Tensor, "batch 1"]:
+        """Gives the next position of every sequence to its slot; returns these positions."""
+        positions = self.next.clone()
+        torch.remainder(positions, self.window, out=self.newest)
+        place = (self.rows, self.newest)
+        self.positions.index_put_(place, positions)
+        self._bias.index_put_(place, self._bias.new_zeros(()))
+        self.next.add_(1)
+        return positions[:, None]
+
+    def keep(self, rows: Int[Tensor, " row"]) -> None:
+        """Drops all other sequences."""
+        for name in ("next", "positions", "newest", "_bias"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.rows = self.rows[: len(rows)]
 
 
 class LayerCache:
@@ -58,16 +78,20 @@ class LayerCache:
         self._kv = (keys.gather(2, index), values.gather(2, index))
 
     def append(
-        self, key: Float[Tensor, "batch head 1 head_dim"], value: Float[Tensor, "batch head 1 head_dim"]
-    ) -> tuple[Tensor, Tensor, Bool[Tensor, "batch 1 1 slot"]]:
-        """Writes the newest position (after `Slots.advance`); returns keys, values and which slots may be seen."""
+        self, key: Float[Tensor, "batch head head_dim"], value: Float[Tensor, "batch head head_dim"]
+    ) -> tuple[Tensor, Tensor]:
+        """Writes the newest position (after `Slots.advance`); returns all keys and values."""
         if self._kv is None:
             raise RuntimeError("append to a layer cache that was never filled: call ThoughtDecoder.prefill first")
-        slot = ((self.slots.next - 1) % self.slots.window)[:, None, None, None]
-        index = slot.expand(-1, key.shape[1], 1, key.shape[3])
         keys, values = self._kv
-        self._kv = (keys.scatter(2, index, key), values.scatter(2, index, value))
-        return *self._kv, self.slots.filled[:, None, None, :]
+        keys[self.slots.rows, :, self.slots.newest] = key
+        values[self.slots.rows, :, self.slots.newest] = value
+        return keys, values
+
+    def keep(self, rows: Int[Tensor, " row"]) -> None:
+        """Drops all other sequences."""
+        if self._kv is not None:
+            self._kv = (self._kv[0][rows], self._kv[1][rows])
 
 
 @dataclass
@@ -77,3 +101,10 @@ class DecoderCache:
     slots: Slots
     layers: list[LayerCache]
     memory: list[tuple[Tensor, Tensor]]
+
+    def keep(self, rows: Int[Tensor, " row"]) -> None:
+        """Drops all other sequences."""
+        self.slots.keep(rows)
+        for layer in self.layers:
+            layer.keep(rows)
+        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]

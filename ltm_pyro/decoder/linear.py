@@ -56,8 +56,16 @@ class Held(Protocol):
         """Forgets it."""
 
 
+@runtime_checkable
+class Parts(Protocol):
+    """A network, or what wraps one."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All its parts."""
+
+
 @contextmanager
-def held(network: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+def held(network: Parts, dtype: torch.dtype | None) -> Iterator[None]:
     """Inside, what the network makes of its weights is made once, and in ``dtype`` (None: as they are).
 
     The weights are constants meanwhile. Autocast would cast each one anew at every call, for it keeps its copy of a

@@ -1,18 +1,16 @@
-"""Cached decoding: temperature, top-k and nucleus sampling, token by token."""
+"""How the next token is drawn: temperature, top-k and nucleus sampling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ltm_pyro.decoder.cache import DecoderCache
 from ltm_pyro.errors import LTMError
 
-__all__ = ["CachedNetwork", "Continuation", "Sampling", "decode", "token_lists"]
+__all__ = ["Sampling", "TokenDraws"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,73 +60,59 @@ class Sampling:
         return probabilities
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """Decoded tokens (B, M), right-padded with 0, and how many of each row are real; a stop token is not counted."""
+class TokenDraws:
+    r"""Next tokens from uniform numbers, by the inverse of the distribution function.
 
-    tokens: Int[Tensor, "batch token"]
-    lengths: Int[Tensor, " batch"]
+    .. math:: x = \min \{ v : F(v) > u F(V) \}, \qquad F(v) = \sum_{w \le v} p_w
 
-
-@runtime_checkable
-class CachedNetwork(Protocol):
-    """A causal network that reads a prompt at once and then token by token (`ThoughtDecoder`, `PlainTransformer`)."""
-
-    def prefill(self, inputs: Tensor, lengths: Tensor, thoughts: Any) -> tuple[Tensor, DecoderCache]:
-        """The hidden state of each prompt's last token, and a cache."""
-
-    def step(self, inputs: Tensor, cache: DecoderCache) -> Tensor:
-        """The hidden state of one more token of each sequence."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the next token."""
-
-
-@torch.no_grad()
-def decode(
-    decoder: CachedNetwork,
-    thoughts: Float[Tensor, "batch layer slot width"] | None,
-    inputs: Int[Tensor, "batch token"],
-    lengths: Int[Tensor, " batch"],
-    max_tokens: int,
-    *,
-    sampling: Sampling | None = None,
-    stop: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Continuation:
-    """Continues each row by up to ``max_tokens`` tokens drawn from p(x_n | z, x_<n).
+    The distribution is that of `Sampling.probabilities`, and the token of a row depends on its own logits and number
+    alone. Memory is kept from call to call.
 
     Args:
-        decoder: the network.
-        thoughts: (B, L, n, width), one set per row; None for a network that has none.
-        inputs: (B, P) what has been read so far, right-padded, the start token first.
-        lengths: (B,) real tokens of ``inputs``, at least 1.
-        max_tokens: M.
-        sampling: default the model's own distribution.
-        stop: a row ends where it draws this token; None decodes all M.
-        generator: source of the draws; None is torch's global one.
+        sampling: how tokens are drawn.
     """
-    sampling = sampling or Sampling()
-    rows = inputs.shape[0]
-    tokens = torch.zeros(rows, max_tokens, dtype=torch.int64, device=inputs.device)
-    produced = torch.zeros(rows, dtype=torch.int64, device=inputs.device)
-    active = torch.ones(rows, dtype=torch.bool, device=inputs.device)
-    hidden, cache = decoder.prefill(inputs, lengths, thoughts)
-    for n in range(max_tokens):
-        probabilities = sampling.probabilities(decoder.logits(hidden).float())
-        token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-        if stop is not None:
-            active = active & (token != stop)
-            if not active.any():
-                break
-        tokens[:, n] = torch.where(active, token, 0)
-        produced += active
-        if n + 1 < max_tokens:
-            hidden = decoder.step(token, cache)
-    return Continuation(tokens, produced)
+
+    def __init__(self, sampling: Sampling):
+        self.sampling = sampling
+        self._weights = self._cumulative = torch.empty(0)
+
+    def __call__(
+        self, logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]
+    ) -> Int[Tensor, " batch"]:
+        """The token of each row for its number in [0, 1), which at temperature 0 changes nothing."""
+        sampling = self.sampling
+        if sampling.temperature == 0:
+            return logits.argmax(-1)
+        if self._weights.shape != logits.shape or self._weights.device != logits.device:
+            self._weights = torch.empty_like(logits, dtype=torch.float32)
+            # A token may be rarer than float32 can add to a sum of others.
+            self._cumulative = torch.empty_like(logits, dtype=torch.float64)
+        weights = self._weights.copy_(logits)
+        weights.sub_(weights.amax(-1, keepdim=True)).div_(sampling.temperature)
+        if sampling.top_k is not None and sampling.top_k < weights.shape[-1]:
+            weights.masked_fill_(weights < weights.topk(sampling.top_k, dim=-1).values[:, -1:], -torch.inf)
+        weights.exp_()
+        if sampling.top_p is None or sampling.top_p == 1:
+            return _inverse(torch.cumsum(weights, -1, dtype=torch.float64, out=self._cumulative), uniforms)
+        ranked, order = self._nucleus(weights, sampling.top_p)
+        return order.gather(1, _inverse(ranked.cumsum(-1, dtype=torch.float64), uniforms)[:, None])[:, 0]
+
+    def _nucleus(self, weights: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+        """Weights from the largest down, 0 beyond the nucleus, and their tokens; as few as the host can see suffice."""
+        mass, vocab = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64), weights.shape[-1]
+        # A device would have to be waited for, and sorts fast.
+        count = min(256, vocab) if weights.device.type == "cpu" else vocab
+        while True:
+            ranked, order = weights.topk(count, dim=-1)
+            before = ranked.cumsum(-1, dtype=torch.float64) - ranked
+            if count == vocab or bool((before[:, -1:] >= mass).all()):
+                return ranked.masked_fill(before >= mass, 0.0), order
+            count = min(16 * count, vocab)
 
 
-def token_lists(drawn: Continuation) -> list[list[int]]:
-    """The real tokens of each row."""
-    rows = zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)
-    return [tokens[:length] for tokens, length in rows]
+def _inverse(cumulative: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """The first entry of each row whose cumulative weight is above the number times the whole."""
+    whole = cumulative[:, -1:]
+    # Rounding must not reach the whole, above which there is no entry.
+    below = torch.minimum(uniforms[:, None] * whole, whole * (1 - 2.0**-53))
+    return torch.searchsorted(cumulative, below, right=True)[:, 0]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ltm_pyro.decoder.attention import SelfAttention
-from ltm_pyro.decoder.cache import DecoderCache
+from ltm_pyro.decoder.cache import DecoderCache, Slots
+from ltm_pyro.decoder.linear import product
 from ltm_pyro.decoder.rotary import Rotation, rotation
 from ltm_pyro.decoder.token_loss import target_log_prob
 
@@ -62,7 +63,7 @@ class TiedTransformer(nn.Module):
     """The output embedding in another type, between `hold` and `release`."""
 
     def hold(self, dtype: torch.dtype | None) -> None:
-        """Keeps the output embedding as a constant in ``dtype``, None being its own (`ltm_pyro.decoder.linear.held`)."""
+        """Keeps the output embedding as a constant in ``dtype``, None being its own (see `linear.held`)."""
         self.held_embedding = self.embedding.weight.detach().to(dtype)
 
     def release(self) -> None:
@@ -88,7 +89,14 @@ class TiedTransformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
         """Unnormalised log-probabilities of the next token under the tied embedding."""
-        return hidden @ self.embedding.weight.T.to(hidden.dtype)
+        if self.held_embedding is not None:
+            return product(hidden.to(self.held_embedding.dtype), self.held_embedding)
+        return product(hidden, self.embedding.weight.to(hidden.dtype))
+
+    def _slots(self, inputs: Tensor, lengths: Tensor, max_tokens: int | None) -> Slots:
+        """Slots for what has been read and ``max_tokens`` more, or of the window where that is less."""
+        most = self.window if max_tokens is None else min(self.window, inputs.shape[1] + max_tokens)
+        return Slots(lengths, most)
 
     def _rotation(self, positions: Tensor) -> Rotation:
         cos, sin = rotation(positions, self.head_dim, self.rope_base)
@@ -107,8 +115,6 @@ class TiedTransformer(nn.Module):
         attention: SelfAttention = block.self_attention  # type: ignore[assignment]
         y: Tensor = block.self_norm(x)  # type: ignore[operator]
         layer_cache = None if cache is None else cache.layers[layer]
-        if layer_cache is not None and one_per_sequence(positions):
-            return x + attention.step(y, rope, layer_cache)
         return x + attention(y, rope, window=self.window, mask=mask, cache=layer_cache)  # type: ignore[no-any-return]
 
 

@@ -36,7 +36,7 @@ def target_log_prob(
 
 
 def _rows_at_once(weight: Tensor, *, weight_gradient: bool = False) -> int:
-    # Enough rows to saturate the product, few enough that a chunk of logits stays in the cache (16 MiB; 1 GiB on a GPU).
+    # Enough rows to saturate the product, few enough that a chunk of logits stays in the cache (16 MiB; GPU: 1 GiB).
     # The weight's gradient, as large as the weight, is written once per chunk, so its chunks are larger.
     entries = 2**28 if weight.is_cuda else 2**24 if weight_gradient else 2**22
     return max(1, entries // weight.shape[0])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ltm_pyro.decoder.blocks import Block
-from ltm_pyro.decoder.cache import DecoderCache, LayerCache, Slots
+from ltm_pyro.decoder.cache import DecoderCache, LayerCache
 from ltm_pyro.decoder.rotary import rotate, rotation
 from ltm_pyro.decoder.tied import TiedTransformer
 
@@ -112,9 +112,13 @@ class ThoughtDecoder(TiedTransformer):
         inputs: Int[Tensor, "batch token"],
         lengths: Int[Tensor, " batch"],
         thoughts: Float[Tensor, "batch layer slot width"],
+        max_tokens: int | None = None,
     ) -> tuple[Float[Tensor, "batch hidden"], DecoderCache]:
-        """Reads right-padded ``inputs`` of 1 … N real tokens; returns the last one's hidden state and a cache."""
-        slots = Slots(lengths, self.window)
+        """Reads right-padded ``inputs`` of 1 … N real tokens; returns the last one's hidden state and a cache.
+
+        Of at most ``max_tokens`` tokens to come a cache smaller than the window may be enough; None is any number.
+        """
+        slots = self._slots(inputs, lengths, max_tokens)
         cache = DecoderCache(slots, [LayerCache(slots) for _ in self.blocks], self._memory(thoughts))
         positions = torch.arange(inputs.shape[1], device=inputs.device)
         hidden = self._run(self._stem(inputs, positions, cache), cache.memory, positions, cache)
@@ -122,10 +126,17 @@ class ThoughtDecoder(TiedTransformer):
 
     def step(self, inputs: Int[Tensor, " batch"], cache: DecoderCache) -> Float[Tensor, "batch hidden"]:
         """Reads one more token per sequence; returns its hidden state and advances ``cache`` in place."""
-        positions = cache.slots.next[:, None]
-        cache.slots.advance()
-        stem = self._stem(inputs[:, None], positions, cache)
-        return self._run(stem, cache.memory, positions, cache)[:, 0]
+        positions = cache.slots.advance()
+        rope, query_rope = self._rotation(positions), self._rotation(positions.clamp(max=self.max_length - 1))
+        x = self.embedding(inputs[:, None])
+        for layer in range(len(self.blocks)):
+            block = self._block(layer)
+            x = x + block.self_attention.step(block.self_norm(x), rope, cache.layers[layer])
+            queries = block.cross_attention.queries(block.cross_norm(x), query_rope)
+            x = x + block.cross_attention.attend(queries, cache.memory[layer])
+            x = x + block.feed_forward(block.feed_forward_norm(x))
+        normed: Tensor = self.norm(x)
+        return normed[:, 0]
 
     def _memory(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys, rotated by latent position, and values of every layer's thoughts: constant while the thoughts are."""

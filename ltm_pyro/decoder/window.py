@@ -95,7 +95,7 @@ def _rows_dense(x: Tensor) -> Tensor:
 
 
 def _blocks(q: Tensor, window: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows of queries, the keys that any of them sees, and what each adds to the scores: 0, or -∞ outside its window."""
+    """Rows of queries, the keys that any of them sees, and what is added to the scores: -∞ outside a row's window."""
     num_tokens = q.shape[2]
     for start in range(0, num_tokens, BLOCK):
         end, first = min(start + BLOCK, num_tokens), max(0, start - window + 1)

@@ -26,10 +26,13 @@ class FastConfig:
         slow_gradient: ``final`` takes the slow gradient at the final q (the paper); ``trajectory`` adds the gradients
             met at every fast step (the released code).
         tolerance: a sequence's fast loop ends once its running ELBO improves by less than this, in nats per token; None
-            takes every step. Reads one flag from the device per step.
+            takes every step. Reads one number from the device per step, on a GPU every fourth.
+        token_fraction: share of each sequence's scored tokens that a fast step scores, drawn anew at every step
+            (`TokenSubsets`): an unbiased estimate of the ELBO. 1 scores them all.
+        full_final_steps: last fast steps that score all tokens whatever ``token_fraction``.
 
     Raises:
-        LTMError: a value out of range.
+        LTMError: a value out of range, or a ``tolerance`` beside a ``token_fraction`` below 1.
     """
 
     steps: int = 16
@@ -40,6 +43,8 @@ class FastConfig:
     noise: Literal["fresh", "fixed"] = "fresh"
     slow_gradient: Literal["final", "trajectory"] = "final"
     tolerance: float | None = None
+    token_fraction: float = 1.0
+    full_final_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -58,6 +63,15 @@ class FastConfig:
             raise LTMError(f"slow_gradient must be 'final' or 'trajectory', got {self.slow_gradient!r}")
         if self.tolerance is not None and not self.tolerance > 0:
             raise LTMError(f"tolerance must be above 0, got {self.tolerance}: leave it out to take every fast step")
+        if not 0 < self.token_fraction <= 1:
+            raise LTMError(f"token_fraction must be above 0 and at most 1, got {self.token_fraction}")
+        if self.full_final_steps < 0:
+            raise LTMError(f"full_final_steps must be 0 or more, got {self.full_final_steps}")
+        if self.tolerance is not None and self.token_fraction < 1:
+            raise LTMError(
+                f"a tolerance must see the ELBO of all tokens, which token_fraction = {self.token_fraction} makes far "
+                "noisier than any improvement that is left: leave one of the two out"
+            )
 
     def lr_at(self, step: int, steps: int, lr: float) -> float:
         """Cosine from ``lr`` at the first of ``steps`` fast steps to ``lr * lr_decay`` at the last."""

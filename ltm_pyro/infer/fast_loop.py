@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.infer import ELBO
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.posterior import autocasting
+from ltm_pyro.infer.subsampling import FastStep, TokenSubset, TokenSubsets
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, sequence_noise
@@ -46,11 +47,40 @@ class Objective(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Fitted local parameters, the fast steps behind them, and where the loop's noise began in each stream."""
+    """Fitted local parameters, what the steps behind them ran on, and where the loop's noise began in each stream."""
 
     local: LocalParams
-    steps_taken: int
+    steps: tuple[FastStep, ...]
     first_draw: int
+
+
+@dataclass
+class _Fitted:
+    """The sequences that the loop still moves, and all that a fast step reads of them.
+
+    ``local`` are leaves of the graph, ``adam`` moves them, ``generator`` counts the noise drawn so far.
+    """
+
+    batch: TokenBatch
+    local: LocalParams
+    adam: torch.optim.Adam
+    generator: SequenceGenerator
+    stem: Stem | None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The local parameters in order."""
+        return list(self.local.values())
+
+    def rows(self, index: Int[Tensor, " rows"]) -> _Fitted:
+        """Some of the sequences, with what Adam knows of them: everything has its sequence as its leading dimension."""
+        local = {name: value.detach()[index].requires_grad_() for name, value in self.local.items()}
+        adam = torch.optim.Adam(list(local.values()), **self.adam.defaults)
+        for old, new in zip(self.leaves, local.values(), strict=True):
+            moments = self.adam.state[old].items()
+            adam.state[new] = {name: value[index] if value.dim() else value for name, value in moments}
+        stem = None if self.stem is None else Stem(*(part[index] for part in self.stem))
+        return _Fitted(self.batch[index], local, adam, self.generator.rows(index), stem)
 
 
 @dataclass(frozen=True)
@@ -82,12 +112,13 @@ class FastLoop:
         total: Tensor | float = 1.0,
     ) -> Fit:
         """The fast loop. The gradients for ``weights``, divided by ``total``, are added to their ``grad``."""
-        lr = self.config.lr if lr is None else lr
+        config = self.config
+        lr = config.lr if lr is None else lr
         with autocasting(batch.device, self.autocast):
             local = self.guide.init_local(batch, generator)
         first_draw = generator.draws
         if not local or not self.guide.refined:
-            return Fit({name: value.detach() for name, value in local.items()}, 0, first_draw)
+            return Fit({name: value.detach() for name, value in local.items()}, (), first_draw)
         if objective is not None and objective.starts is not None:
             local = objective.starts.start(batch.keys, local)
         local = {name: value.detach().clone().requires_grad_() for name, value in local.items()}
@@ -95,20 +126,28 @@ class FastLoop:
         if not weights:
             with torch.no_grad(), autocasting(batch.device, self.autocast):
                 stem = self.model.stem(batch)
-        leaves = list(local.values())
-        adam = torch.optim.Adam(leaves, lr=lr, betas=self.config.betas, eps=self.config.eps)
-        watch = None if self.config.tolerance is None else Convergence(self.config.tolerance * batch.num_scored)
-        taken = 0
+        adam = torch.optim.Adam(list(local.values()), lr=lr, betas=config.betas, eps=config.eps)
+        now = _Fitted(batch, local, adam, generator, stem)
+        watch = None if config.tolerance is None else Convergence(config.tolerance * batch.num_scored)
+        subsets = None if config.token_fraction == 1 else TokenSubsets(batch, config.token_fraction, generator.seed)
+        ended: LocalParams = {}
+        places: Tensor | None = None  # of the sequences that are still fitted, once some have left
+        taken: list[FastStep] = []
         for t in range(steps):
-            if self.config.noise == "fixed":
-                generator.draws = first_draw
+            if config.noise == "fixed":
+                now.generator.draws = first_draw
+            # The subset is new even where the noise is not: one for the whole loop would be all that q is fitted to.
+            subset = subsets.draw() if subsets is not None and t < steps - config.full_final_steps else None
+            scored = now.batch if subset is None else subset.batch
+            taken.append(FastStep(len(scored), len(scored.scored_index)))
             # Checks of arguments and values read the device; once per loop is enough to catch a wrong program.
             with nullcontext() if t == 0 else pyro.validation_enabled(False):
-                loss, terms = self.evaluate(batch, local, generator, stem)
+                loss, terms = self.evaluate(now.batch, now.local, now.generator, now.stem, subset)
             if terms is not None:
                 losses = -terms.elbo if objective is None else objective.loss(terms)
                 # A sequence that is done adds no more gradients to a trajectory, however long the others go on.
                 loss = (losses if watch is None else torch.where(watch.done, 0.0, losses)).sum()
+            leaves = now.leaves
             gradients = torch.autograd.grad(loss, [*leaves, *weights], allow_unused=True)
             for leaf, gradient in zip(leaves, gradients, strict=False):
                 leaf.grad = gradient
@@ -116,20 +155,32 @@ class FastLoop:
                 if gradient is not None:
                     share = gradient / total
                     weight.grad = share if weight.grad is None else weight.grad + share
-            adam.param_groups[0]["lr"] = self.config.lr_at(t, steps, lr)
-            if watch is not None and terms is not None:
-                watch.before_step(leaves, -losses)
-            adam.step()
-            taken += 1
-            if watch is not None and watch.after_step(leaves):
-                break
-        return Fit({name: value.detach() for name, value in local.items()}, taken, first_draw)
+            now.adam.param_groups[0]["lr"] = config.lr_at(t, steps, lr)
+            if watch is None or terms is None:
+                now.adam.step()
+                continue
+            watch.before_step(leaves, -losses)
+            now.adam.step()
+            watch.after_step(leaves)
+            if (rows := watch.going_on()) is not None:
+                if not len(rows):
+                    break
+                ended, places = _kept(ended, places, now.local), rows if places is None else places[rows]
+                now = now.rows(rows)
+                watch.cut(rows)
+        return Fit(_kept(ended, places, now.local), tuple(taken), first_draw)
 
     def evaluate(
-        self, batch: TokenBatch, local: LocalParams, generator: SequenceGenerator, stem: Stem | None
+        self,
+        batch: TokenBatch,
+        local: LocalParams,
+        generator: SequenceGenerator,
+        stem: Stem | None,
+        subset: TokenSubset | None = None,
     ) -> tuple[Tensor, ELBOTerms | None]:
-        """-Σ_b L_b and, where the ELBO gives them, its terms."""
-        model = partial(self.model, batch, stem=stem)
+        """-Σ_b L_b and, where the ELBO gives them, its terms; of a ``subset`` of the tokens an unbiased estimate."""
+        scored, scale = (batch, None) if subset is None else subset
+        model = partial(self.model, scored, stem=stem, scale=scale)
 
         def guide() -> None:
             with autocasting(batch.device, None):
@@ -141,3 +192,10 @@ class FastLoop:
                 return -terms.elbo.sum(), terms
             loss: Tensor = self.elbo.differentiable_loss(model, guide)  # type: ignore[attr-defined]
             return loss, None
+
+
+def _kept(ended: LocalParams, places: Tensor | None, local: LocalParams) -> LocalParams:
+    """All sequences' parameters, those at ``places`` replaced by present ones; None is all."""
+    if places is None:
+        return {name: value.detach() for name, value in local.items()}
+    return {name: value.index_copy(0, places, local[name].detach()) for name, value in ended.items()}

@@ -17,7 +17,7 @@ from ltm_pyro.guides.base import Guide
 from ltm_pyro.infer.constant import constant
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
-from ltm_pyro.infer.fast_loop import FastLoop, Objective
+from ltm_pyro.infer.fast_loop import FastLoop, Fit, Objective
 from ltm_pyro.infer.posterior import Posterior, autocasting
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
@@ -131,7 +131,7 @@ class FastSlowSVI:
         generator = SequenceGenerator(batch.keys, seed)
         with constant(self.model, self.guide), held(self.model.decoder, self.autocast):
             fit = self._loop.fit(batch, generator, self.fast_steps(steps), lr)
-        return Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
+        return self._posterior(batch, fit, seed)
 
     def step(
         self,
@@ -223,13 +223,17 @@ class FastSlowSVI:
         if guide_loss is not None:
             guide_loss = guide_loss.sum() / total
         (taught / total + (0.0 if guide_loss is None else guide_loss)).backward()
-        posterior = Posterior(self.model, self.guide, batch, fit.local, seed, fit.steps_taken, self.autocast)
+        posterior = self._posterior(batch, fit, seed)
         return (
             loss.detach() / total,
             None if guide_loss is None else guide_loss.detach(),
             None if terms is None else terms.detach(),
             posterior,
         )
+
+    def _posterior(self, batch: TokenBatch, fit: Fit, seed: int) -> Posterior:
+        taken = len(fit.steps)
+        return Posterior(self.model, self.guide, batch, fit.local, seed, taken, self.autocast, fit.steps)
 
     @property
     def _loop(self) -> FastLoop:

@@ -22,6 +22,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide, LocalParams
 from ltm_pyro.infer.density import enumerated_posterior, is_latent, trace_model, trace_of
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
+from ltm_pyro.infer.subsampling import FastStep
 from ltm_pyro.infer.thoughts import draw_thoughts, expected_thoughts
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, sequence_noise
@@ -44,8 +45,9 @@ class Posterior:
         batch: the sequences.
         local: fitted local parameters, each with leading dimension B.
         seed: seed of the sequences' streams.
-        steps_taken: fast steps behind ``local``.
+        steps_taken: fast steps behind ``local``, of the sequence that took the most.
         autocast: type of the decoder's products, None for their own.
+        fast_steps: what each of the steps taken ran on (not saved).
     """
 
     model: LatentThoughtModel
@@ -55,6 +57,7 @@ class Posterior:
     seed: int
     steps_taken: int
     autocast: torch.dtype | None = None
+    fast_steps: tuple[FastStep, ...] = ()
 
     def __len__(self) -> int:
         return len(self.batch)

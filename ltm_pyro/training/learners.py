@@ -17,6 +17,7 @@ from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
 from ltm_pyro.flops import DecoderSize, slow_step_flops
 from ltm_pyro.infer.fast_slow import FastSlowSVI
+from ltm_pyro.infer.subsampling import FastStep, planned_steps
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
 from ltm_pyro.training.optimizer import build_optimizer, refuse_shared_weights
@@ -30,12 +31,12 @@ class SlowStep(NamedTuple):
     """What one slow step saw; tensors stay on the device.
 
     ``sums`` are nats of the whole batch by name, ``loss`` among them, and its scored ``tokens``; ``gradient_norm`` is
-    before clipping. ``fast_steps`` are those that each micro-batch took; empty where there are none to take.
+    before clipping. ``fast_steps`` are what each micro-batch's ran on; empty where there are none to take.
     """
 
     sums: dict[str, Tensor]
     gradient_norm: Tensor
-    fast_steps: tuple[int, ...] = ()
+    fast_steps: tuple[tuple[FastStep, ...], ...] = ()
 
     @property
     def loss(self) -> Tensor:
@@ -63,12 +64,12 @@ class Learner(ABC):
         """The model as it is now, its settings those of step ``at``."""
 
     @abstractmethod
-    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:
         """Floating point operations of `step` on a batch, by `ltm_pyro.flops`, from its sizes alone.
 
         Args:
             batch: the sequences.
-            fast_steps: `SlowStep.fast_steps`, where an early stop can make them fewer; empty takes the configured ones.
+            fast_steps: `SlowStep.fast_steps`, where an early stop can make them less; empty takes the configured ones.
         """
 
     def rates(self, at: int) -> dict[str, float]:
@@ -123,9 +124,9 @@ class ThoughtLearner(Learner):
             sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
         if info.guide_loss is not None:
             sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
-        return SlowStep(sums, info.gradient_norm, tuple(posterior.steps_taken for posterior in info.posteriors))
+        return SlowStep(sums, info.gradient_norm, tuple(posterior.fast_steps for posterior in info.posteriors))
 
-    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:  # noqa: D102
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         size = self.settings.training.micro_batch_size or len(batch)
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return sum(
@@ -137,8 +138,11 @@ class ThoughtLearner(Learner):
                 fast_steps=steps,
                 slow_gradient=self.svi.fast.slow_gradient,
             )
-            for part, steps in zip(parts, fast_steps or [self.svi.fast_steps()] * len(parts), strict=True)
+            for part, steps in zip(parts, fast_steps or map(self._planned, parts), strict=True)
         )
+
+    def _planned(self, batch: TokenBatch) -> tuple[FastStep, ...]:
+        return planned_steps(batch, self.svi.fast, self.svi.fast_steps())
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return ThoughtLanguageModel(self.svi, fast_lr(self.settings.inference, self.settings.training, at))
@@ -183,7 +187,7 @@ class BaselineLearner(Learner):
         self.optimizer.step()
         return SlowStep({"tokens": total, "loss": torch.stack(losses).sum()}, norm)
 
-    def flops(self, batch: TokenBatch, fast_steps: Sequence[int] = ()) -> int:  # noqa: D102
+    def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         return self.model.step_flops(batch)
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102

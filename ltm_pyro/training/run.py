@@ -259,6 +259,8 @@ def fast_config(settings: Settings) -> FastConfig:
         noise=inference.noise,
         slow_gradient=inference.slow_gradient,
         tolerance=inference.tolerance,
+        token_fraction=inference.token_fraction,
+        full_final_steps=inference.full_final_steps,
     )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra plot)")
 
-from benchmarks import attention, floor, loss, priors_guides, pyro_overhead, scaling
+from benchmarks import attention, fast_loop, floor, loss, priors_guides, pyro_overhead, scaling
 from benchmarks.floor import Floor
 from benchmarks.measure import compare, peak_bytes, show, spread, table
 from benchmarks.workload import Workload, options_of, parser_of, plain
@@ -21,6 +21,7 @@ from ltm_pyro.flops import DecoderSize, slow_step_flops
 
 BENCHMARKS = {
     "attention": attention,
+    "fast-loop": fast_loop,
     "floor": floor,
     "loss": loss,
     "priors-guides": priors_guides,

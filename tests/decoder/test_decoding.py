@@ -90,12 +90,27 @@ def test_a_stop_token_ends_its_row_alone_and_is_not_counted():
     assert ends[0] <= 3
 
 
-def test_decoding_draws_from_the_generator_it_is_given():
+def test_the_numbers_given_settle_the_draws_and_the_global_stream_does_where_there_are_none():
     decoder = tiny_decoder()
     arguments = (decoder, random_thoughts(decoder, 2), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2).long(), 12)
-    a, b, c = (decode(*arguments, generator=torch.Generator().manual_seed(s)).tokens for s in (1, 1, 2))
+    numbers = [torch.rand(2, 12, dtype=torch.float64) for _ in range(2)]
+    a, b, c = (decode(*arguments, uniforms=numbers[i]).tokens for i in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(decode(*arguments).tokens)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_greedy_decoding_leaves_the_global_stream_where_it_is():
+    decoder = tiny_decoder()
+    before = torch.get_rng_state()
+    inputs, lengths = torch.randint(11, (2, 3), generator=torch.Generator().manual_seed(0)), torch.full((2,), 3)
+    decode(decoder, random_thoughts(decoder, 2), inputs, lengths, 4, sampling=Sampling(temperature=0))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def reference_probabilities(logits: list[float], sampling: Sampling) -> list[float]:

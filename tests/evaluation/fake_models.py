@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,9 +48,7 @@ class FakeModel(LanguageModel):
     def predict(self, batch: TokenBatch, **options: Any) -> Prediction:
         raise NotImplementedError
 
-    def generate(self, **options: Any) -> list[list[int]]:
-        written = sum(call["num"] for call in self.calls)
-        self.calls.append(options)
-        return [
-            list(self.texts[(written + i) % len(self.texts)][: options["max_tokens"]]) for i in range(options["num"])
-        ]
+    def generate_batch(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[list[int]]]:
+        self.calls.append(options | {"prompts": prompts})
+        texts = itertools.cycle(self.texts)
+        return [[list(next(texts)[: options["max_tokens"]]) for _ in range(options["num"])] for _ in prompts]

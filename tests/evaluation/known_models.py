@@ -67,7 +67,7 @@ class UnigramModel(LanguageModel):
         right = (batch.tokens == self.probabilities.argmax()) | ~batch.mask
         return Prediction(-(self._nats(batch.tokens) * batch.mask).sum(-1), right.all(-1))
 
-    def generate(self, **options: Any) -> list[list[int]]:
+    def generate_batch(self, prompts: Any, **options: Any) -> list[list[list[int]]]:
         raise NotImplementedError
 
     def _nats(self, tokens: torch.Tensor) -> torch.Tensor:

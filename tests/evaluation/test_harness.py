@@ -231,6 +231,22 @@ def test_a_text_is_the_models_own_up_to_the_first_stop_string(model: HarnessMode
     assert found[1] == min((full.split(stop)[0] for stop in until), key=len)
 
 
+def test_a_text_is_no_longer_written_once_it_has_its_stop_string(model: HarnessModel, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[int] = []
+    generate_batch = type(model._model).generate_batch
+
+    def spy(self, prompts, **options):
+        texts = generate_batch(self, prompts, **options)
+        drawn.extend(len(text) for own in texts for text in own)
+        return texts
+
+    monkeypatch.setattr(type(model._model), "generate_batch", spy)
+    (whole,) = written(model, (CONTEXT, {"max_gen_toks": 40}))
+    (short,) = written(model, (CONTEXT, {"max_gen_toks": 40, "until": [whole[2:4]]}))
+    assert short == whole.partition(whole[2:4])[0]
+    assert drawn == [40, 16]
+
+
 def test_equal_requests_have_texts_of_their_own_and_the_seed_gives_them_back(model: HarnessModel):
     draw = (CONTEXT, {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0, "top_p": 0.95})
     texts = written(model, draw, draw, ("red", draw[1]), draw)
@@ -253,7 +269,12 @@ def test_a_long_or_empty_prompt_is_continued(trained: Callable[[str], Path], kin
 
 def test_a_prompt_leaves_room_for_the_text_but_keeps_half(model: HarnessModel, monkeypatch: pytest.MonkeyPatch):
     kept: list[list[int]] = []
-    monkeypatch.setattr(type(model._model), "generate", lambda self, prompt, **options: kept.append(prompt) or [[0]])
+
+    def generate_batch(self, prompts, **options):
+        kept.extend(prompts)
+        return [[[0]] for _ in prompts]
+
+    monkeypatch.setattr(type(model._model), "generate_batch", generate_batch)
     whole = model.tok_encode(TEXTS[1])
     written(model, *((TEXTS[1], {"max_gen_toks": most}) for most in (1, 10, LENGTH)), ("song", {"max_gen_toks": 256}))
     assert kept == [whole[-LENGTH + 1 :], whole[-LENGTH + 10 :], whole[-LENGTH // 2 :], model.tok_encode("song")]

@@ -13,7 +13,8 @@ from torch import nn
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data import Data, SequenceDataset
 from ltm_pyro.data.fables import fable
-from ltm_pyro.decoder.sampling import Sampling, decode
+from ltm_pyro.decoder.decoding import decode
+from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import evaluate
 from ltm_pyro.evaluation.probes import (

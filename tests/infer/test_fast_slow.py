@@ -452,13 +452,14 @@ def test_further_fast_steps_wait_for_the_device_no_more_often(noise, particles):
     assert counts[10][1] > counts[2][1] + 100  # the mode saw the loop
 
 
-def test_a_tolerance_reads_one_flag_from_the_device_per_step():
+def test_a_tolerance_reads_one_number_from_the_device_per_step_once_it_can_end_a_loop():
     counts = {}
-    for steps in (2, 7):
+    for steps in (2, 7, 12):
         with Synchronisations() as seen:
-            engine(FastConfig(steps=steps, lr=0.1, tolerance=1e-3)).infer(ragged_batch(4, 2), seed=1)
+            engine(FastConfig(steps=steps, lr=0.1, tolerance=1e-9)).infer(ragged_batch(4, 2), seed=1)
         counts[steps] = seen.count
-    assert counts[7] - counts[2] == 5
+    assert counts[7] == counts[2]
+    assert counts[12] - counts[7] == 5
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_operations_are_those_of_the_fast_steps_that_were_taken(tmp_path: Path, 
             len(part),
             part.tokens.shape[1],
             int(part.num_scored.sum()),
-            fast_steps=posterior.steps_taken,
+            fast_steps=posterior.fast_steps,
         )
     assert trainer.metrics.rows()[-1]["training_flops"] == flops
 

@@ -24,8 +24,6 @@ __all__ = ["Unit", "WrittenTexts", "compare_features", "compare_scores", "compar
 Unit = Literal["words", "tokens"]
 """What statistics count: words and punctuation marks (`text_statistics.words`), or the run's tokens."""
 
-_AT_ONCE = 64  # texts from the prior in one call: a part of what a seed means, so it is no option
-
 
 @dataclass(frozen=True)
 class WrittenTexts:
@@ -113,22 +111,17 @@ def write_texts(
     ]
     prompts = [document[:prompt_tokens] for document in documents[:num]]
     real = [document[prompt_tokens:] for document in documents]
-    calls = [(prompt, 1) for prompt in prompts]
-    if not prompt_tokens:
-        calls = [([], min(_AT_ONCE, num - at)) for at in range(0, num, _AT_ONCE)]
-    generated = []
-    for number, (prompt, count) in enumerate(calls):
-        generated += model.generate(
-            start=tokenizer.end_of_text,
-            prompt=prompt,
-            num=count,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=tokenizer.end_of_text,
-            fast_steps=fast_steps,
-            # Calls must not share their noise.
-            seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
-        )
+    drawn = model.generate_batch(
+        prompts if prompt_tokens else [[]],
+        start=tokenizer.end_of_text,
+        num=1 if prompt_tokens else num,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=tokenizer.end_of_text,
+        fast_steps=fast_steps,
+        seed=seed,
+    )
+    generated = [text for texts in drawn for text in texts]
     return WrittenTexts(prompts, generated, real[:num], real[num:], max_tokens, tokenizer)
 
 

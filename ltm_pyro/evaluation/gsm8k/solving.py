@@ -119,9 +119,10 @@ def solve(
 ) -> list[Solved]:
     """Draws ``samples`` answers to each problem, a draw of z ~ q(z | prompt) for each.
 
-    A problem's examples and draws come from the seed and its place alone; with more shots it gets the same examples and
-    more. Examples are dropped from the front until the prompt has at most `LanguageModel.max_length` tokens; where the
-    answer must fit in there, too, until there is room for it, or half of the length is left.
+    A problem's examples come from the seed and its place alone, its draws from the seed and its prompt; with more shots
+    it gets the same examples and more. Examples are dropped from the front until the prompt has at most
+    `LanguageModel.max_length` tokens; where the answer must fit in there, too, until there is room for it, or half of
+    the length is left.
 
     Args:
         model: of any kind.
@@ -134,7 +135,7 @@ def solve(
         sampling: how tokens are drawn; None is the model's own distribution.
         fast_steps: T_fast; None takes the configured number.
         seed: of examples, thoughts and tokens.
-        progress: told after each problem how many are done.
+        progress: told how many problems are done, again and again.
 
     Raises:
         LTMError: fewer examples than shots, or a number out of range.
@@ -147,30 +148,31 @@ def solve(
     longest = model.max_length
     if not model.open_ended:
         longest = max(longest - max_tokens, longest // 2)
-    done = []
+    fitted = []
     for place, problem in enumerate(problems):
         # Strings seed Python's generator by their SHA-512, the same everywhere.
         source = random.Random(f"{seed} {place}")
-        noise = source.getrandbits(32)
-        fitted = _fit(tokenizer, problem, _choose(examples, problem, shots, source), longest)
-        if fitted is None:
-            done.append(Solved(problem, None, ()))
-        else:
-            prompt, number = fitted
-            drawn = model.generate(
-                start=tokenizer.end_of_text,
-                prompt=prompt,
-                num=samples,
-                max_tokens=max_tokens,
-                sampling=sampling,
-                stop=tokenizer.end_of_text,
-                fast_steps=fast_steps,
-                seed=noise,
-            )
-            done.append(Solved(problem, number, tuple(solution_of(tokenizer.decode(tokens)) for tokens in drawn)))
-        if progress is not None:
-            progress(len(done))
-    return done
+        fitted.append(_fit(tokenizer, problem, _choose(examples, problem, shots, source), longest))
+    too_long = fitted.count(None)
+    drawn = iter(
+        model.generate_batch(
+            [one[0] for one in fitted if one is not None],
+            start=tokenizer.end_of_text,
+            num=samples,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=tokenizer.end_of_text,
+            ended=lambda tokens: _NEXT in tokenizer.decode(tokens),
+            fast_steps=fast_steps,
+            seed=seed,
+            progress=None if progress is None else lambda texts: progress(too_long + texts // samples),
+        )
+    )
+    solved = []
+    for problem, one in zip(problems, fitted, strict=True):
+        texts = () if one is None else tuple(solution_of(tokenizer.decode(tokens)) for tokens in next(drawn))
+        solved.append(Solved(problem, None if one is None else one[1], texts))
+    return solved
 
 
 def pass_rates(solved: Sequence[Solved], samples: int, ks: Sequence[int]) -> dict[str, Any]:

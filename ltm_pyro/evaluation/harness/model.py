@@ -248,30 +248,43 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         for i, request in enumerate(requests):
             context, options = request.args
             alike[context, repr(sorted(options.items()))].append(i)
+        together: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
+        for (_, options), same in alike.items():
+            together[options, len(same)].append(same)
         answers = [""] * len(requests)
-        for same in tqdm(alike.values(), desc="Writing", disable=disable_tqdm):
-            context, options = requests[same[0]].args
-            for i, text in zip(same, self._write(context, options, len(same)), strict=True):
-                answers[i] = text
-                self.cache_hook.add_partial("generate_until", (context, options), text)
+        with tqdm(total=len(requests), desc="Writing", disable=disable_tqdm) as bar:
+            for groups in together.values():
+                contexts, options = [requests[same[0]].args[0] for same in groups], requests[groups[0][0]].args[1]
+                found = self._write(contexts, options, len(groups[0]))
+                for same, context, texts in zip(groups, contexts, found, strict=True):
+                    for i, text in zip(same, texts, strict=True):
+                        answers[i] = text
+                        self.cache_hook.add_partial("generate_until", (context, options), text)
+                bar.update(sum(map(len, groups)))
         return answers
 
-    def _write(self, context: str, options: dict[str, Any], num: int) -> list[str]:
-        """``num`` continuations of one context."""
+    def _write(self, contexts: Sequence[str], options: dict[str, Any], num: int) -> list[list[str]]:
+        """``num`` continuations of each of some different contexts; of those that are cut to the same, the same."""
         until, max_tokens, sampling = read_generation(options)
         room = max(self.max_length - max_tokens, self.max_length // 2)
-        start, prompt = self._fit(self.tok_encode(context), room)
-        drawn = self._model.generate(
-            start=start,
-            prompt=prompt,
+        kept = [self._fit(self.tok_encode(context), room) for context in contexts]
+        different = list({(start, *prompt): (start, prompt) for start, prompt in kept}.values())
+        drawn = self._model.generate_batch(
+            [prompt for _, prompt in different],
+            start=[start for start, _ in different],
             num=num,
             max_tokens=max_tokens,
             sampling=sampling,
             stop=self.eot_token_id,
+            ended=(lambda tokens: cut(text := self.tok_decode(tokens), until) != text) if until else None,
             fast_steps=self.fast_steps,
             seed=self.seed,
         )
-        return [cut(self.tok_decode(tokens), until) for tokens in drawn]
+        texts = {
+            (start, *prompt): [cut(self.tok_decode(tokens), until) for tokens in own]
+            for (start, prompt), own in zip(different, drawn, strict=True)
+        }
+        return [texts[(start, *prompt)] for start, prompt in kept]
 
     def _batches(self, indices: Sequence[int], what: str, disable_tqdm: bool) -> Iterator[Sequence[int]]:
         """The indices, ``batch_size`` at a time, under a bar that counts them."""

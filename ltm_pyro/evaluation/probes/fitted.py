@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.sequences import SequenceDataset
-from ltm_pyro.decoder.sampling import Continuation, Sampling, decode, token_lists
+from ltm_pyro.decoder.decoding import Continuation, decode, token_lists
+from ltm_pyro.decoder.sampling import Sampling
 from ltm_pyro.errors import LTMError
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.infer.posterior import autocasting
@@ -154,7 +155,6 @@ class FittedThoughts:
                 max_tokens,
                 sampling=Sampling(temperature=0),
                 stop=stop,
-                generator=torch.Generator(start.device),  # so that the global stream stays where it is
             )
 
 
