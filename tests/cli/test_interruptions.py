@@ -153,11 +153,16 @@ def is_whole(path: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_compiled_decoder_trains_to_the_same_losses(process: Start, corpus: Path, tmp_path: Path):
-    options = ["--data", corpus, *SETTINGS, "--set=training.eval_every=100", "--steps", 3]
+@pytest.mark.parametrize("model", ["ltm", "ar"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_a_compiled_decoder_trains_to_the_same_losses(
+    process: Start, corpus: Path, tmp_path: Path, checkpointing: str, model: str
+):
+    options = ["--data", corpus, *SETTINGS, f"--set=model.name={model}", "--set=training.eval_every=100", "--steps", 3]
     losses = {}
     for name, compiled in (("plain", "false"), ("compiled", "true")):
-        run = process("train", *options, f"--set=decoder.compile={compiled}", "--out", tmp_path / name)
+        how = [f"--set=decoder.compile={compiled}", f"--set=decoder.checkpointing={checkpointing}"]
+        run = process("train", *options, *how, "--out", tmp_path / name)
         _, errors = run.communicate(timeout=500)
         assert run.returncode == 0, errors
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
