@@ -79,7 +79,7 @@ class DecoderSettings:
         thought_width: width of a thought vector; None is H.
         window: tokens that self-attention sees.
         rope_base: θ of RoPE.
-        compile: run the decoder through torch.compile.
+        compile: run the decoder through torch.compile, once for every length in multiples of 64 tokens.
         checkpointing: keep each block's inputs alone for the backward pass and run the block again there.
     """
 

@@ -13,7 +13,7 @@ from ltm_pyro.noise import SequenceGenerator
 
 
 class FakeGraph:
-    """Records without doing, and keeps the count of draws, Python's part of the step, where it stood, as a graph does."""
+    """Records without doing; like a graph, it leaves the count of draws, which is Python's, where it stood."""
 
     def __init__(self, generator: SequenceGenerator):
         self.generator = generator
