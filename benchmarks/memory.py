@@ -122,7 +122,7 @@ def count(case: Case, settings: Settings, size: DecoderSize, device: str) -> Ste
         heads=settings.decoder.heads,
         autocast=case.dtype == "bfloat16",
         checkpointing=case.checkpointing,
-        logits_at_once=2**28 if device.startswith("cuda") else 2**23,
+        **({"logits_at_once": 2**28, "logits_again": 2**28} if device.startswith("cuda") else {}),
     )
     return slow_step_memory(size, shape)
 

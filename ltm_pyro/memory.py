@@ -32,6 +32,7 @@ __all__ = [
     "TrainingShape",
     "after_stem_kept",
     "decoder_weights",
+    "held_weights",
     "slow_step_memory",
     "stem_kept",
     "transformer_step_memory",
@@ -62,45 +63,40 @@ def stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
     """What does not depend on the thoughts; the fast loop keeps nothing of it for a backward pass."""
     if shape.checkpointing:  # its input, and what it gives to the first block
         return Kept(0, _residual(size, shape) + _stem_output(size, shape))
-    kept = self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+    kept = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden)
     return Kept(0, kept.slow + _shared_rope(size, shape))
 
 
 def after_stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
     """All layers behind the stem, and the last norm."""
     layers, width = size.layers, _feed_forward(size)
-    thought_width = size.hidden if size.thought_width is None else size.thought_width
-    in_place = layers == 1 and not shape.autocast
-    thoughts = thoughts_kept(shape, size.hidden, size.thoughts_per_layer, thought_width, in_place=in_place) * layers
-    kept = thoughts + norm_kept(shape.tokens, size.hidden)
-    shared = 0 if shape.autocast else rotation_kept(size.thoughts_per_layer, size.hidden // shape.heads, WIDE)
+    kept = thoughts_kept(shape, size.hidden, layers, size.thoughts_per_layer, _thought_width(size))
+    kept += norm_kept(shape.tokens, size.hidden)
     if shape.checkpointing:
-        shared += _residual(size, shape) * (layers - 1)
-        shared += _rope(size, shape) if layers > 1 else 0
+        shared = _residual(size, shape) * (layers - 1) + (_rope(size, shape) if layers > 1 else 0)
         return kept + Kept(shared, shared)
-    shared += _shared_rope(size, shape) if layers > 1 else 0
+    shared = _shared_rope(size, shape) if layers > 1 else 0
     block = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, width)
-    before = self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+    before = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden)
     return kept + block * layers + before * (layers - 1) + Kept(shared, shared)
 
 
 def slow_step_memory(size: DecoderSize, shape: TrainingShape) -> StepMemory:
     """One `FastSlowSVI.step` with a diagonal normal guide and ``slow_gradient="final"``."""
-    thought_width = size.hidden if size.thought_width is None else size.thought_width
-    thoughts = WIDE * size.layers * size.thoughts_per_layer * thought_width  # of one sequence
+    thoughts = WIDE * size.layers * size.thoughts_per_layer * _thought_width(size)  # of one sequence
     local = shape.batch * thoughts
     loss = loss_kept(shape, size.hidden, size.vocab_size)
     kept = stem_kept(size, shape) + after_stem_kept(size, shape) + loss + Kept(0, 8 * shape.tokens)
     block = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, _feed_forward(size))
     end = stem_kept(size, shape).slow + block.slow
     if shape.checkpointing and size.layers > 1:  # the second block is the first that has all of a block's parts
-        block += self_attention_kept(shape, size.hidden, size.window) + queries_kept(shape, size.hidden)
+        block += self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden)
         end = stem_kept(size, shape).slow + _residual(size, shape) + block.slow
     again = block if shape.checkpointing else Kept()
     static = _static(size, shape)
     static += 2 * thoughts * (shape.sequences - shape.batch)  # posteriors of the micro-batches before
     # Two leaves, their gradients, two moments each; what the draw and its KL keep.
-    fast = static + _stem_output(size, shape) + (8 + 5) * local + kept.fast
+    fast = static + held_weights(size, shape) + _stem_output(size, shape) + (8 + 5) * local + kept.fast
     slow = static + (2 + 2) * local
     return StepMemory(
         fast + _moment(size, shape, again.fast, learned=False),
@@ -111,7 +107,7 @@ def slow_step_memory(size: DecoderSize, shape: TrainingShape) -> StepMemory:
 
 def transformer_step_memory(size: TransformerSize, shape: TrainingShape) -> StepMemory:
     """One training step of a plain Transformer."""
-    block = self_attention_kept(shape, size.hidden, size.window if size.causal else None)
+    block = self_attention_kept(shape, size.hidden)
     block += swiglu_kept(shape, size.hidden, _feed_forward(size))
     held = (_residual(size, shape) if shape.checkpointing else block.slow) * size.layers
     final = norm_kept(shape.tokens, size.hidden) + loss_kept(shape, size.hidden, size.vocab_size)
@@ -126,9 +122,22 @@ def decoder_weights(size: DecoderSize | TransformerSize) -> int:
     hidden, width = size.hidden, _feed_forward(size)
     block = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
     if isinstance(size, DecoderSize):
-        thought_width = hidden if size.thought_width is None else size.thought_width
-        block += 2 * hidden**2 + 2 * thought_width * hidden + hidden
+        block += 2 * hidden**2 + 2 * _thought_width(size) * hidden + hidden
     return size.vocab_size * hidden + size.layers * block + hidden
+
+
+def held_weights(size: DecoderSize, shape: TrainingShape) -> int:
+    """Bytes of what the fast loop makes of constant weights (`ltm_pyro.decoder.linear.held`).
+
+    The maps to all thoughts' keys and values in one and, under autocast, a narrow copy of every map and of the embedding.
+    """
+    norms = (3 * size.layers + 1) * size.hidden
+    copies = shape.item * (decoder_weights(size) - norms) if shape.autocast else 0
+    return copies + 2 * shape.item * size.layers * _thought_width(size) * size.hidden
+
+
+def _thought_width(size: DecoderSize) -> int:
+    return size.hidden if size.thought_width is None else size.thought_width
 
 
 def _feed_forward(size: DecoderSize | TransformerSize) -> int:
@@ -168,27 +177,40 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
         learned: whether the weights are.
     """
     hidden, width = size.hidden, _feed_forward(size)
-    tokens, item, rows = shape.tokens, shape.item, shape.rows
-    residual, states = _residual(size, shape), item * rows * hidden
     embedding = WIDE * size.vocab_size * hidden
-    narrow = item * size.vocab_size * hidden if shape.autocast else 0  # a narrow copy of it
-    logits = logits_bytes(shape, size.vocab_size)
-    at_once = shape.rows_at_once(size.vocab_size)
-    # The wide copy of the next chunk is made while that of the last one is there.
-    next_chunk = WIDE * at_once * size.vocab_size if shape.autocast and at_once < rows else 0
-    chunk = item * hidden * at_once  # of the hidden states' gradient
-    if learned:  # the gradients of hidden states and of the embedding, and a chunk's share of either
-        at_loss = states + embedding + max(chunk, narrow, next_chunk) + logits
-    else:  # hidden states, the scored ones of them and their narrow copy
-        at_loss = residual + WIDE * rows * hidden + (states if shape.autocast else 0) + narrow
-        at_loss += max(chunk, next_chunk) + logits
+    at_loss = _backward_of_loss(size, shape) if learned else _forward_of_loss(size, shape)
     # The loss and the last norm are done with; the gradients of the residual stream and of SwiGLU's three parts, one of
     # which takes the place of the product.
-    done = norm_kept(tokens, hidden) + loss_kept(shape, hidden, size.vocab_size)
+    done = norm_kept(shape.tokens, hidden) + loss_kept(shape, hidden, size.vocab_size)
     gradients = _swiglu_gradients(size, shape, tensors=2 if learned else 3)
     if learned:
         gradients += embedding + WIDE * hidden * width
     return max(at_loss, again + gradients - (done.slow if learned else done.fast))
+
+
+def _forward_of_loss(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    """Hidden states, the scored ones of them and their narrow copy, and a chunk of logits, whose gradient is taken at once.
+
+    A narrow copy of the probabilities meets the embedding when the logits are gone.
+    """
+    at_once, vocab = shape.rows_at_once(size.vocab_size), size.vocab_size
+    chunk = shape.item * at_once * size.hidden  # of the hidden states' gradient
+    narrow = shape.item * at_once * vocab if shape.autocast else 0
+    before = chunk if at_once < shape.rows else 0  # that of the chunk before
+    states = shape.rows * size.hidden * (WIDE + (shape.item if shape.autocast else 0))
+    logits = logits_bytes(shape, vocab)
+    return _residual(size, shape) + states + max(before + logits, WIDE * at_once * vocab + narrow + 2 * chunk)
+
+
+def _backward_of_loss(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
+    """The gradients of hidden states and of the embedding, with a chunk of logits or its share of the latter."""
+    at_once, vocab = shape.rows_at_once(size.vocab_size, again=True), size.vocab_size
+    narrow = shape.item * at_once * vocab if shape.autocast else 0
+    before = narrow if at_once < shape.rows else 0  # that of the chunk before
+    gradients = shape.item * shape.rows * size.hidden + WIDE * vocab * size.hidden
+    share = shape.item * size.hidden * max(at_once, vocab)
+    logits = logits_bytes(shape, vocab, again=True)
+    return gradients + max(before + logits, WIDE * at_once * vocab + narrow + share)
 
 
 def _end(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:

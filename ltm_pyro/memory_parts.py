@@ -59,7 +59,8 @@ class TrainingShape:
         checkpointing: blocks keep their inputs alone and run again in the backward pass.
         accumulated: sequences of the whole step, where it takes more than one micro-batch; None is B.
         other_weights: weights of prior and guide.
-        logits_at_once: entries of one chunk of logits (`ltm_pyro.decoder.token_loss`): 2²³, on a GPU 2²⁸.
+        logits_at_once: entries of one chunk of logits (`ltm_pyro.decoder.token_loss`): 2²², on a GPU 2²⁸.
+        logits_again: the same where the embedding's gradient is made of them: 2²⁴, on a GPU 2²⁸.
     """
 
     batch: int
@@ -70,7 +71,8 @@ class TrainingShape:
     checkpointing: bool = False
     accumulated: int | None = None
     other_weights: int = 0
-    logits_at_once: int = 2**23
+    logits_at_once: int = 2**22
+    logits_again: int = 2**24
 
     @property
     def tokens(self) -> int:
@@ -87,9 +89,10 @@ class TrainingShape:
         """Bytes of an entry of what a product makes."""
         return 2 if self.autocast else WIDE
 
-    def rows_at_once(self, vocab_size: int) -> int:
-        """Tokens that share a chunk of logits."""
-        return min(max(1, self.logits_at_once // vocab_size), self.rows)
+    def rows_at_once(self, vocab_size: int, *, again: bool = False) -> int:
+        """Tokens that share a chunk of logits; ``again`` where the embedding's gradient is made of them."""
+        entries = self.logits_again if again else self.logits_at_once
+        return min(max(1, entries // vocab_size), self.rows)
 
     @property
     def sequences(self) -> int:
@@ -104,9 +107,9 @@ def norm_kept(rows: int, width: int) -> Kept:
 
 
 def linear_kept(rows: int, inputs: int, outputs: int, item: int) -> Kept:
-    """A linear map: its input where its weight is learned. Autocast keeps a narrow copy of the weight."""
+    """A linear map: where its weight is learned, its input, and under autocast a narrow copy of the weight."""
     copy = item * inputs * outputs if item < WIDE else 0
-    return Kept(copy, copy + item * rows * inputs)
+    return Kept(0, copy + item * rows * inputs)
 
 
 def rotation_kept(positions: int, head_dim: int, item: int) -> int:
@@ -114,16 +117,14 @@ def rotation_kept(positions: int, head_dim: int, item: int) -> int:
     return item * positions * head_dim
 
 
-def self_attention_kept(shape: TrainingShape, hidden: int, window: int | None) -> Kept:
+def self_attention_kept(shape: TrainingShape, hidden: int) -> Kept:
     """Norm, the map to queries, keys and values, attention, the map of its output.
 
     Attention keeps rotated queries and keys, the values, which hold the whole product that they are a part of, its own
-    output, of which the map reads a copy, and one number a head. Beyond the window it keeps a mask of all pairs.
+    output, of which the map reads a copy, and one number a head.
     """
     tokens, item = shape.tokens, shape.item
     attention = 6 * item * tokens * hidden + WIDE * tokens * shape.heads
-    if window is not None and shape.length > window:
-        attention += item * shape.length**2
     if shape.autocast:  # a narrow copy for queries, and one for keys
         attention += 2 * rotation_kept(shape.length, hidden // shape.heads, item)
     maps = linear_kept(tokens, hidden, 3 * hidden, item) + linear_kept(tokens, hidden, hidden, item)
@@ -151,17 +152,16 @@ def attended_kept(shape: TrainingShape, hidden: int) -> Kept:
     return linear_kept(shape.tokens, hidden, hidden, shape.item) + Kept(output, output)
 
 
-def thoughts_kept(shape: TrainingShape, hidden: int, per_layer: int, width: int, *, in_place: bool = False) -> Kept:
-    """Keys and values of one layer's thoughts, which are constant where the weights are learned.
+def thoughts_kept(shape: TrainingShape, hidden: int, layers: int, per_layer: int, width: int) -> Kept:
+    """Keys and values of all layers' thoughts, which are constant where the weights are learned.
 
-    Each reads a copy, but for the wide thoughts of a single layer.
+    The values hold the product that they are a part of; keys are rotated. The product reads a copy of the thoughts, but
+    for the wide ones of a single layer.
     """
     rows, item = shape.batch * per_layer, shape.item
-    made = 2 * item * rows * hidden
-    if shape.autocast:
-        made += rotation_kept(per_layer, hidden // shape.heads, item)
-    copies = linear_kept(0, width, hidden, item).fast
-    return Kept(made + 2 * copies, made + (0 if in_place else 2 * item * rows * width))
+    made = 3 * item * layers * rows * hidden + rotation_kept(per_layer, hidden // shape.heads, item)
+    copy = 0 if layers == 1 and not shape.autocast else item * layers * rows * width
+    return Kept(made, made + copy)
 
 
 def loss_kept(shape: TrainingShape, hidden: int, vocab_size: int) -> Kept:
@@ -173,7 +173,7 @@ def loss_kept(shape: TrainingShape, hidden: int, vocab_size: int) -> Kept:
     return Kept(states + places, states + places + 8 * rows + copy)
 
 
-def logits_bytes(shape: TrainingShape, vocab_size: int) -> int:
-    """A chunk of logits; under autocast the product, its wide copy and the narrow one of its gradient."""
-    entries = shape.rows_at_once(vocab_size) * vocab_size
-    return entries * (WIDE + 2 * shape.item if shape.autocast else WIDE)
+def logits_bytes(shape: TrainingShape, vocab_size: int, *, again: bool = False) -> int:
+    """A chunk of logits and of their softmax; under autocast the narrow product that they are widened from, too."""
+    entries = shape.rows_at_once(vocab_size, again=again) * vocab_size
+    return entries * (2 * WIDE + shape.item if shape.autocast else 2 * WIDE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from tiny_models import ragged_batch, tiny_model
 from ltm_pyro.baselines import BASELINES, Baseline, TransformerShape
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder import ThoughtDecoder, token_loss
+from ltm_pyro.decoder.linear import Linear, held
 from ltm_pyro.flops import DecoderSize, TransformerSize
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.infer import FastConfig, FastSlowSVI
@@ -23,6 +24,7 @@ from ltm_pyro.memory import (
     TrainingShape,
     after_stem_kept,
     decoder_weights,
+    held_weights,
     slow_step_memory,
     stem_kept,
     transformer_step_memory,
@@ -57,6 +59,14 @@ def shape_of(batch: TokenBatch, autocast: torch.dtype | None, checkpointing: boo
     )
 
 
+def held_tensors(decoder: ThoughtDecoder) -> list[torch.Tensor]:
+    """What `held` keeps, apart from the weights themselves."""
+    kept = [decoder.held_memory, decoder.held_embedding]
+    kept += [part.held for part in decoder.modules() if isinstance(part, Linear)]
+    weights = {weight.untyped_storage().data_ptr() for weight in decoder.parameters()}
+    return [t for t in kept if t is not None and t.untyped_storage().data_ptr() not in weights]
+
+
 def saved_bytes(decoder: ThoughtDecoder, batch: TokenBatch, autocast: torch.dtype | None, *, fast: bool) -> int:
     """Bytes of the distinct tensors that autograd saves for log p(x | z), weights and thoughts themselves aside."""
     thoughts = torch.randn(len(batch), *decoder.thought_shape, requires_grad=fast)
@@ -71,12 +81,15 @@ def saved_bytes(decoder: ThoughtDecoder, batch: TokenBatch, autocast: torch.dtyp
         alive.append(tensor)
         return tensor
 
-    with autocasting(batch.device, autocast), constant(decoder) if fast else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(autocasting(batch.device, autocast))
         stem = None
         if fast:
+            stack.enter_context(constant(decoder))
+            stack.enter_context(held(decoder, autocast))
             with torch.no_grad():
                 stem = decoder.stem(batch.inputs)
-            known |= {t.untyped_storage().data_ptr() for t in stem}
+            known |= {t.untyped_storage().data_ptr() for t in (*stem, *held_tensors(decoder))}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             log_prob = TokenSequence(decoder, thoughts, batch, stem=stem).log_prob(batch.tokens)
         assert log_prob.requires_grad
@@ -96,6 +109,16 @@ def test_bytes_kept_for_the_backward_pass_are_those_that_autograd_saves(
     inputs = 8 * shape.tokens  # that the embedding saves
     assert saved_bytes(network, batch, autocast, fast=False) == stem_kept(size, shape).slow + after.slow + inputs
     assert saved_bytes(network, batch, autocast, fast=True) == after.fast
+
+
+@pytest.mark.parametrize("autocast", PRECISIONS.values(), ids=PRECISIONS)
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+def test_bytes_held_for_the_fast_loop_are_those_of_the_copies(decoder: dict[str, Any], autocast: torch.dtype | None):
+    network = tiny_model(**(BIG | decoder)).decoder
+    shape = TrainingShape(batch=1, length=1, autocast=autocast is not None)
+    with held(network, autocast):
+        copies = sum(t.nbytes for t in held_tensors(network))
+    assert held_weights(DecoderSize.of(network), shape) == copies
 
 
 def svi_of(checkpointing: bool, autocast: torch.dtype | None, **shape: Any) -> FastSlowSVI:
@@ -134,10 +157,10 @@ def test_peak_of_a_slow_step_is_what_the_meter_sees(
 def test_peak_of_a_loss_in_several_chunks_is_what_the_meter_sees(
     autocast: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight: 2**17 // weight.shape[0])
+    monkeypatch.setattr(token_loss, "_rows_at_once", lambda weight, **_: 2**17 // weight.shape[0])
     svi = svi_of(False, autocast, vocab_size=1024)
     batch = full_batch(8, 48, 1024)
-    shape = replace(shape_of(batch, autocast, False), logits_at_once=2**17)
+    shape = replace(shape_of(batch, autocast, False), logits_at_once=2**17, logits_again=2**17)
     counted = slow_step_memory(DecoderSize.of(svi.model.decoder), shape).peak
     assert counted == pytest.approx(peak_of_step(svi, batch), rel=0.03)
 

@@ -136,7 +136,11 @@ def _compiled_flex() -> Any:
 def _block_mask(num_tokens: int, window: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (query - key < window)
-
-    return create_block_mask(visible, None, None, num_tokens, num_tokens, device=str(device))
+    return create_block_mask(
+        lambda batch, head, query, key: (query >= key) & (query - key < window),  # create_block_mask counts arguments
+        None,
+        None,
+        num_tokens,
+        num_tokens,
+        device=str(device),
+    )
