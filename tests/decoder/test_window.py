@@ -44,7 +44,10 @@ def dense(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def value_and_gradients(
-    attention: Callable[..., Tensor], inputs: list[Tensor], window: int, layout: Callable[[Tensor], Tensor] = Tensor.clone
+    attention: Callable[..., Tensor],
+    inputs: list[Tensor],
+    window: int,
+    layout: Callable[[Tensor], Tensor] = Tensor.clone,
 ) -> list[Tensor]:
     value = attention(*map(layout, inputs), window)
     cotangent = torch.sin(torch.arange(value.numel(), device=value.device)).view_as(value).to(value.dtype)

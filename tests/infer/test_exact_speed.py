@@ -6,7 +6,6 @@ every gradient by its size, so one that is all rounding moves its weight as far 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -153,7 +152,9 @@ def test_each_optimisation_alone_trains_as_the_plain_path_does(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("fast", ["paper", *(pytest.param(f, marks=pytest.mark.slow) for f in list(FAST)[1:3]), "released"])
+@pytest.mark.parametrize(
+    "fast", ["paper", *(pytest.param(f, marks=pytest.mark.slow) for f in list(FAST)[1:3]), "released"]
+)
 def test_all_optimisations_together_train_as_the_algorithm_written_out_does(fast, dtype):
     actual = after_training((), dtype, fast)
     assert distance(actual, after_training(None, dtype, fast)) < CLOSE[dtype]
