@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -95,6 +96,14 @@ class TokenBatch:
         scored = None if self.scored is None else self.scored[:, :length]
         lengths = self.lengths.clamp(max=length)
         return replace(self, tokens=self.tokens[:, :length], lengths=lengths, scored=scored)
+
+    def rounded_up(self, multiple: int) -> TokenBatch:
+        """The same sequences under more padding, so that N is a multiple of so many tokens."""
+        more = -self.tokens.shape[1] % multiple
+        if not more:
+            return self
+        scored = None if self.scored is None else F.pad(self.scored, (0, more))
+        return replace(self, tokens=F.pad(self.tokens, (0, more)), scored=scored)
 
     @property
     def device(self) -> torch.device:

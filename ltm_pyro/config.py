@@ -79,7 +79,7 @@ class DecoderSettings:
         thought_width: width of a thought vector; None is H.
         window: tokens that self-attention sees.
         rope_base: θ of RoPE.
-        compile: run the decoder through torch.compile.
+        compile: run the decoder through torch.compile, once for every length in multiples of 64 tokens.
         checkpointing: keep each block's inputs alone for the backward pass and run the block again there.
     """
 
@@ -137,6 +137,7 @@ class InferenceSettings:
         kl_warmup_steps: slow steps over which the KL's weight in training rises linearly from 0 to 1.
         free_bits: nats of each sequence's KL that training does not charge for.
         warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.
+        cuda_graph: capture a fast step as a CUDA graph and replay it.
         token_fraction: share of each sequence's scored tokens that a fast step scores, drawn anew at every step.
         full_final_steps: last fast steps that score all tokens all the same.
     """
@@ -154,6 +155,7 @@ class InferenceSettings:
     kl_warmup_steps: int = 0
     free_bits: float = 0.0
     warm_start: bool = False
+    cuda_graph: bool = False
     token_fraction: float = 1.0
     full_final_steps: int = 1
 

@@ -129,7 +129,7 @@ def decoder_weights(size: DecoderSize | TransformerSize) -> int:
 def held_weights(size: DecoderSize, shape: TrainingShape) -> int:
     """Bytes of what the fast loop makes of constant weights (`ltm_pyro.decoder.linear.held`).
 
-    The maps to all thoughts' keys and values in one; under autocast a narrow copy of every map and of the embedding.
+    All thoughts' maps to keys and values in one and, under autocast, a narrow copy of every map and of the embedding.
     """
     norms = (3 * size.layers + 1) * size.hidden
     copies = shape.item * (decoder_weights(size) - norms) if shape.autocast else 0
@@ -189,7 +189,7 @@ def _moment(size: DecoderSize | TransformerSize, shape: TrainingShape, again: in
 
 
 def _forward_of_loss(size: DecoderSize | TransformerSize, shape: TrainingShape) -> int:
-    """Hidden states, the scored ones of them, their narrow copy, and a chunk of logits, whose gradient is taken at once.
+    """Hidden states, the scored ones and their narrow copy, and a chunk of logits, whose gradient is taken at once.
 
     A narrow copy of the probabilities meets the embedding when the logits are gone.
     """

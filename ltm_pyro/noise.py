@@ -63,11 +63,19 @@ class SequenceGenerator:
             noise that it was fitted on.
     """
 
+    ahead: Tensor | None = None
+    """How many draws more than ``draws`` have been made, a number on the device; None is none."""
+
     def __init__(self, keys: Int[Tensor, " batch"], seed: int, purpose: Purpose = "fit"):
         self.draws = 0
         self.seed = seed
         family = torch.full_like(keys, _wrap(seed * GOLDEN + get_args(Purpose).index(purpose)))
         self._streams = mix64(keys ^ mix64(family))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the streams are."""
+        return self._streams.device
 
     def rows(self, index: Int[Tensor, " chosen"]) -> SequenceGenerator:
         """The streams of some of the sequences, as far drawn as here."""
@@ -98,7 +106,8 @@ class SequenceGenerator:
         """
         self.draws += 1
         index = torch.arange(count, device=self._streams.device)
-        stream = mix64(self._streams + _wrap(self.draws * GOLDEN))
+        drawn = self._streams + _wrap(self.draws * GOLDEN)
+        stream = mix64(drawn if self.ahead is None else drawn + self.ahead * GOLDEN)
         return mix64(stream[:, None] + index * GOLDEN)
 
     def uniform(self, count: int) -> Float[Tensor, "batch count"]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tiny_models import ragged_batch
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.errors import LTMError
@@ -151,3 +154,14 @@ def test_an_unlabelled_batch_is_the_same_batch_without_labels():
     )  # … nor at once
     assert plain.unlabelled().labels is None
     assert plain.to("cpu").labels is None
+
+
+def test_rounding_up_adds_padding_and_nothing_else():
+    batch = ragged_batch(5, 0, 3)
+    batch = replace(batch, scored=torch.rand(batch.tokens.shape) < 0.5)
+    wide = batch.rounded_up(4)
+    assert wide.tokens.shape == (3, 8)
+    assert (wide.keys == batch.keys).all()
+    assert (wide.num_scored == batch.num_scored).all()
+    assert (wide.tokens[:, :5] == batch.tokens).all()
+    assert wide.rounded_up(8) is wide

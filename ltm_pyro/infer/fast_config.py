@@ -25,6 +25,8 @@ class FastConfig:
             (the released code).
         slow_gradient: ``final`` takes the slow gradient at the final q (the paper); ``trajectory`` adds the gradients
             met at every fast step (the released code).
+        cuda_graph: capture a fast step on CUDA once per loop and replay it; computes the same. Not where a tolerance, a
+            token fraction or a trajectory makes the steps differ.
         tolerance: a sequence's fast loop ends once its running ELBO improves by less than this, in nats per token; None
             takes every step. Reads one number from the device per step, on a GPU every fourth.
         token_fraction: share of each sequence's scored tokens that a fast step scores, drawn anew at every step
@@ -43,6 +45,7 @@ class FastConfig:
     noise: Literal["fresh", "fixed"] = "fresh"
     slow_gradient: Literal["final", "trajectory"] = "final"
     tolerance: float | None = None
+    cuda_graph: bool = False
     token_fraction: float = 1.0
     full_final_steps: int = 1
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.transformer import Stem
 from ltm_pyro.guides.base import Guide, LocalParams
+from ltm_pyro.infer.captured import CapturedStep
 from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
@@ -126,8 +127,12 @@ class FastLoop:
         if not weights:
             with torch.no_grad(), autocasting(batch.device, self.autocast):
                 stem = self.model.stem(batch)
-        adam = torch.optim.Adam(list(local.values()), lr=lr, betas=config.betas, eps=config.eps)
+        alike = config.tolerance is None and config.token_fraction == 1 and not weights
+        captures = config.cuda_graph and alike and _on_cuda(batch)
+        rate = torch.tensor(lr, device=batch.device) if captures else lr
+        adam = torch.optim.Adam(list(local.values()), lr=rate, betas=config.betas, eps=config.eps, capturable=captures)
         now = _Fitted(batch, local, adam, generator, stem)
+        captured: CapturedStep | None = None
         watch = None if config.tolerance is None else Convergence(config.tolerance * batch.num_scored)
         subsets = None if config.token_fraction == 1 else TokenSubsets(batch, config.token_fraction, generator.seed)
         ended: LocalParams = {}
@@ -140,6 +145,17 @@ class FastLoop:
             subset = subsets.draw() if subsets is not None and t < steps - config.full_final_steps else None
             scored = now.batch if subset is None else subset.batch
             taken.append(FastStep(len(scored), len(scored.scored_index)))
+            _set_rate(now.adam, config.lr_at(t, steps, lr))
+            if captures and t == 1:
+                captured = CapturedStep.of(
+                    partial(self._step_alike, now, objective),
+                    generator,
+                    draws=generator.draws - first_draw if config.noise == "fresh" else 0,
+                    fresh=config.noise == "fresh",
+                )
+            if captured is not None:
+                captured.replay()
+                continue
             # Checks of arguments and values read the device; once per loop is enough to catch a wrong program.
             with nullcontext() if t == 0 else pyro.validation_enabled(False):
                 loss, terms = self.evaluate(now.batch, now.local, now.generator, now.stem, subset)
@@ -155,7 +171,6 @@ class FastLoop:
                 if gradient is not None:
                     share = gradient / total
                     weight.grad = share if weight.grad is None else weight.grad + share
-            now.adam.param_groups[0]["lr"] = config.lr_at(t, steps, lr)
             if watch is None or terms is None:
                 now.adam.step()
                 continue
@@ -168,7 +183,19 @@ class FastLoop:
                 ended, places = _kept(ended, places, now.local), rows if places is None else places[rows]
                 now = now.rows(rows)
                 watch.cut(rows)
+        if captured is not None:
+            captured.end()
         return Fit(_kept(ended, places, now.local), tuple(taken), first_draw)
+
+    def _step_alike(self, now: _Fitted, objective: Objective | None) -> None:
+        """A fast step that nothing but its noise and its rate tells from the next one; what a CUDA graph captures."""
+        with pyro.validation_enabled(False):
+            loss, terms = self.evaluate(now.batch, now.local, now.generator, now.stem)
+        if terms is not None and objective is not None:
+            loss = objective.loss(terms).sum()
+        for leaf, gradient in zip(now.leaves, torch.autograd.grad(loss, now.leaves, allow_unused=True), strict=True):
+            leaf.grad = gradient
+        now.adam.step()
 
     def evaluate(
         self,
@@ -192,6 +219,19 @@ class FastLoop:
                 return -terms.elbo.sum(), terms
             loss: Tensor = self.elbo.differentiable_loss(model, guide)  # type: ignore[attr-defined]
             return loss, None
+
+
+def _on_cuda(batch: TokenBatch) -> bool:
+    return batch.device.type == "cuda"
+
+
+def _set_rate(adam: torch.optim.Adam, rate: float) -> None:
+    """Sets Adam's learning rate, in place where a CUDA graph reads it."""
+    group = adam.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _kept(ended: LocalParams, places: Tensor | None, local: LocalParams) -> LocalParams:

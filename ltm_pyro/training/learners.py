@@ -96,7 +96,7 @@ class ThoughtLearner(Learner):
         refuse_shared_weights(self.modules)
         self.optimizer = build_optimizer(self.modules, training)
         if settings.decoder.compile:
-            self.model.decoder.compile()
+            self.model.decoder.compile(dynamic=False)
         self.starts = PosteriorTable(posteriors) if inference.warm_start else None
         self.svi = FastSlowSVI(
             self.model,
@@ -167,7 +167,7 @@ class BaselineLearner(Learner):
         refuse_shared_weights(self.modules)
         self.optimizer = build_optimizer(self.modules, settings.training)
         if settings.decoder.compile:
-            self.model.network.hidden = torch.compile(self.model.network.hidden)  # type: ignore[method-assign]
+            self.model.network.hidden = torch.compile(self.model.network.hidden, dynamic=False)  # type: ignore[method-assign]
 
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
         training = self.settings.training

@@ -259,6 +259,7 @@ def fast_config(settings: Settings) -> FastConfig:
         noise=inference.noise,
         slow_gradient=inference.slow_gradient,
         tolerance=inference.tolerance,
+        cuda_graph=inference.cuda_graph,
         token_fraction=inference.token_fraction,
         full_final_steps=inference.full_final_steps,
     )

@@ -28,6 +28,8 @@ from ltm_pyro.training.signals import StopRequest
 
 __all__ = ["Observer", "Trainer"]
 
+_COMPILED_LENGTHS = 64  # a compiled network is compiled once for every length, so N is a multiple of so many tokens
+
 
 class Observer:
     """What a trainer tells of its progress; override what is of interest."""
@@ -149,6 +151,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
         batch = self.data.train.batch(next(self.sampler))
+        if self.settings.decoder.compile:
+            batch = batch.rounded_up(_COMPILED_LENGTHS)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
         taken = self.learner.step(batch.to(self.device), at=self.step, seed=_step_seed(training.seed, self.step))
         self.step += 1
