@@ -59,7 +59,9 @@ def _layer_by_layer(decoder: ThoughtDecoder, thoughts: Tensor) -> list[tuple[Ten
     memory = []
     for i in range(layers):
         maps = decoder.blocks[i].cross_attention
-        keys, values = (rearrange(m(thoughts[:, i]), "b n (h d) -> b h n d", h=maps.heads) for m in (maps.key, maps.value))
+        keys, values = (
+            rearrange(m(thoughts[:, i]), "b n (h d) -> b h n d", h=maps.heads) for m in (maps.key, maps.value)
+        )
         memory.append((rotate(keys, rope), values))
     return memory
 
@@ -138,7 +140,9 @@ class WrittenOut:
         mu, log_var, _ = self._fit(batch, seed, list(self.decoder.parameters()))
         return {"z.mu": mu, "z.log_var": log_var}
 
-    def _fit(self, batch: TokenBatch, seed: int, weights: list[Tensor]) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
+    def _fit(
+        self, batch: TokenBatch, seed: int, weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
         generator = SequenceGenerator(batch.keys, seed)
         mu = 0.0 * generator.normal(self.decoder.thought_shape)
         log_var = self.init_log_var + 0.1 * generator.normal(self.decoder.thought_shape)
