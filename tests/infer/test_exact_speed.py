@@ -135,7 +135,7 @@ def distance(actual: Tensors, expected: Tensors) -> float:
 
 
 def errors(actual: Tensors, exact: Tensors) -> Tensor:
-    """(3,) Median error of the entries of the weights, of μ and of log σ²: what an entry that Adam flipped leaves alone."""
+    """(3,) Median error of the entries of the weights, of μ and of log σ²: no one entry that Adam flips moves it."""
     kinds = [[name for name in exact if not name.startswith("z.")], ["z.mu"], ["z.log_var"]]
     return torch.stack([torch.cat([(actual[n] - exact[n]).abs().flatten() for n in kind]).median() for kind in kinds])
 
@@ -159,13 +159,21 @@ def test_each_optimisation_alone_trains_as_the_plain_path_does(name, dtype):
     assert distance(actual, after_training(EVERY, dtype)) < CLOSE[dtype]
 
 
-@pytest.mark.parametrize("dtype", CLOSE, ids=str)
-@pytest.mark.parametrize("reference", [EVERY, None], ids=["plain path", "written out"])
+@pytest.mark.parametrize(
+    ("reference", "dtype"),
+    [
+        pytest.param(EVERY, torch.float32, id="plain path-float32"),
+        pytest.param(EVERY, torch.float64, id="plain path-float64"),
+        pytest.param(None, torch.float32, id="written out-float32", marks=slow),
+        pytest.param(None, torch.float64, id="written out-float64"),
+    ],
+)
 def test_all_optimisations_together_train_as_without_them(reference, dtype):
     assert distance(after_training((), dtype), after_training(reference, dtype)) < CLOSE[dtype]
 
 
-@pytest.mark.parametrize("fast", ["released", *(pytest.param(f, marks=slow) for f in ("fixed noise", "trajectory"))])
+@slow
+@ways
 def test_the_other_algorithms_train_as_written_out(fast):
     actual = after_training((), torch.float64, fast)
     assert distance(actual, after_training(None, torch.float64, fast)) < CLOSE[torch.float64]
@@ -187,8 +195,8 @@ def test_a_semi_amortised_guide_trains_as_on_the_plain_path():
 @slow
 @pytest.mark.parametrize("case", [{"fast": "released"}, {"guide": SemiAmortized}], ids=["released", "encoder"])
 def test_where_training_amplifies_rounding_float32_stays_as_near_to_double_as_on_the_plain_path(case):
-    # Any two float32 paths differ by up to 3e-4 here, so what is asked is how far each is from the exact trajectory. One
-    # run each: the factor is the scatter of two equally good roundings.
+    # Two float32 paths differ by up to 3e-4 here, so what is asked is how far each is from the exact trajectory. The ratios
+    # were 0.94 to 1.03; the factor leaves room for what two equally good roundings make of one run.
     exact = after_training((), torch.float64, **case)
     optimised, plain = (errors(after_training(undone, torch.float32, **case), exact) for undone in ((), EVERY))
     assert (optimised < 2 * plain).all(), optimised / plain
@@ -197,18 +205,18 @@ def test_where_training_amplifies_rounding_float32_stays_as_near_to_double_as_on
 @slow
 @pytest.mark.parametrize("reference", [EVERY, None], ids=["plain path", "written out"])
 def test_bfloat16_stays_as_near_to_double_as_on_the_plain_path(reference):
-    # A seed's own ratio scatters by e^±0.2 for μ, for Adam turns the sign of a gradient that is all rounding into a step
-    # of full size. The mean over six seeds has a standard error of 0.08: the factor is two and a half of those.
+    # Adam makes a gradient that is all rounding a step of full size, hence medians over entries and means over seeds.
+    # The ratios were 0.93 to 1.08 after one to six seeds: 1.2 is for the rounding of other machines.
     def mean_errors(undone: tuple[str, ...] | None) -> Tensor:
-        runs = [after_training(undone, torch.float32, autocast=torch.bfloat16, seed=seed) for seed in range(6)]
-        exact = [after_training((), torch.float64, seed=seed) for seed in range(6)]
+        runs = [after_training(undone, torch.float32, autocast=torch.bfloat16, seed=seed) for seed in range(4)]
+        exact = [after_training((), torch.float64, seed=seed) for seed in range(4)]
         return torch.stack([errors(a, e) for a, e in zip(runs, exact, strict=True)]).mean(0)
 
     optimised, plain = mean_errors(()), mean_errors(reference)
     assert (optimised < 1.2 * plain).all(), optimised / plain
 
 
-@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@both_types
 @pytest.mark.parametrize("kind", IN_BASELINES)
 def test_a_baseline_trains_as_on_the_plain_path(kind, dtype):
     actual = baseline_after_training(kind, (), dtype)
