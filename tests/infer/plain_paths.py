@@ -1,4 +1,4 @@
-"""The exact optimisations undone one by one, and the paper's algorithm in plain torch beside the library."""
+"""The exact optimisations undone one by one, and the paper's algorithm written out in plain torch."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ UNDONE: dict[str, list[tuple[object, str, Callable[..., object]]]] = {
 
 
 class WrittenOut:
-    """Algorithm 1 in plain torch: `forward_logits` of every token at every fast step, loss and KL by their formulas.
+    """Algorithm 1 in plain torch: `forward_logits` of all tokens at every fast step, loss and KL by their formulas.
 
     It shares with the library the noise (`SequenceGenerator`), the optimisers, which are torch's, and the rounding of
     rotary angles, which is to float32 in every type.

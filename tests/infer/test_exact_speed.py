@@ -6,6 +6,7 @@ every gradient by its size, so one that is all rounding moves its weight as far 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -133,15 +134,22 @@ def distance(actual: Tensors, expected: Tensors) -> float:
     return max(float((actual[name] - e).norm() / e.norm()) for name, e in expected.items())
 
 
+def errors(actual: Tensors, exact: Tensors) -> Tensor:
+    """(3,) Median error of the entries of the weights, of μ and of log σ²: no one entry that Adam flips moves it."""
+    kinds = [[name for name in exact if not name.startswith("z.")], ["z.mu"], ["z.log_var"]]
+    return torch.stack([torch.cat([(actual[n] - exact[n]).abs().flatten() for n in kind]).median() for kind in kinds])
+
+
 def all_but(name: str) -> tuple[str, ...]:
     return tuple(other for other in EVERY if other != name)
 
 
-# Float32 rounds to 6e-8. Training amplifies that: 1e-6 was measured after the 20 steps.
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
-both_types = pytest.mark.parametrize(
-    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=["float32", "float64"]
-)
+"""Float32 rounds to 6e-8, and 20 steps of the paper's algorithm make 1e-6 of that."""
+
+slow = pytest.mark.slow
+both_types = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=slow)], ids=str)
+ways = pytest.mark.parametrize("fast", ["fixed noise", "trajectory", "released"])
 
 
 @both_types
@@ -151,37 +159,80 @@ def test_each_optimisation_alone_trains_as_the_plain_path_does(name, dtype):
     assert distance(actual, after_training(EVERY, dtype)) < CLOSE[dtype]
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize(
-    "fast", ["paper", *(pytest.param(f, marks=pytest.mark.slow) for f in list(FAST)[1:3]), "released"]
+    ("reference", "dtype"),
+    [
+        pytest.param(EVERY, torch.float32, id="plain path-float32"),
+        pytest.param(EVERY, torch.float64, id="plain path-float64"),
+        pytest.param(None, torch.float32, id="written out-float32", marks=slow),
+        pytest.param(None, torch.float64, id="written out-float64"),
+    ],
 )
-def test_all_optimisations_together_train_as_the_algorithm_written_out_does(fast, dtype):
-    actual = after_training((), dtype, fast)
-    assert distance(actual, after_training(None, dtype, fast)) < CLOSE[dtype]
+def test_all_optimisations_together_train_as_without_them(reference, dtype):
+    assert distance(after_training((), dtype), after_training(reference, dtype)) < CLOSE[dtype]
+
+
+@slow
+@ways
+def test_the_other_algorithms_train_as_written_out(fast):
+    actual = after_training((), torch.float64, fast)
+    assert distance(actual, after_training(None, torch.float64, fast)) < CLOSE[torch.float64]
+
+
+@slow
+@ways
+def test_the_other_algorithms_train_as_on_the_plain_path(fast):
+    actual = after_training((), torch.float64, fast)
+    assert distance(actual, after_training(EVERY, torch.float64, fast)) < CLOSE[torch.float64]
+
+
+@slow
+def test_a_semi_amortised_guide_trains_as_on_the_plain_path():
+    actual = after_training((), torch.float64, guide=SemiAmortized)
+    assert distance(actual, after_training(EVERY, torch.float64, guide=SemiAmortized)) < CLOSE[torch.float64]
+
+
+@slow
+@pytest.mark.parametrize("case", [{"fast": "released"}, {"guide": SemiAmortized}], ids=["released", "encoder"])
+def test_where_training_amplifies_rounding_float32_stays_as_near_to_double_as_on_the_plain_path(case):
+    # Two float32 paths differ by up to 3e-4 here, so what is asked is how far each is from the exact trajectory. The
+    # ratios were 0.94 to 1.03; the factor leaves room for what two equally good roundings make of one run.
+    exact = after_training((), torch.float64, **case)
+    optimised, plain = (errors(after_training(undone, torch.float32, **case), exact) for undone in ((), EVERY))
+    assert (optimised < 2 * plain).all(), optimised / plain
+
+
+@slow
+@pytest.mark.parametrize("reference", [EVERY, None], ids=["plain path", "written out"])
+def test_bfloat16_stays_as_near_to_double_as_on_the_plain_path(reference):
+    # Adam makes a gradient that is all rounding a step of full size, hence medians over entries and means over seeds.
+    # The ratios were 0.93 to 1.08 after one to six seeds: 1.2 is for the rounding of other machines.
+    def mean_errors(undone: tuple[str, ...] | None) -> Tensor:
+        runs = [after_training(undone, torch.float32, autocast=torch.bfloat16, seed=seed) for seed in range(4)]
+        exact = [after_training((), torch.float64, seed=seed) for seed in range(4)]
+        return torch.stack([errors(a, e) for a, e in zip(runs, exact, strict=True)]).mean(0)
+
+    optimised, plain = mean_errors(()), mean_errors(reference)
+    assert (optimised < 1.2 * plain).all(), optimised / plain
 
 
 @both_types
-@pytest.mark.parametrize("fast", ["paper", *(pytest.param(f, marks=pytest.mark.slow) for f in list(FAST)[1:4])])
-def test_all_optimisations_together_train_as_the_plain_path_does(fast, dtype):
-    assert distance(after_training((), dtype, fast), after_training(EVERY, dtype, fast)) < CLOSE[dtype]
-
-
-@both_types
-def test_a_semi_amortised_guide_trains_as_on_the_plain_path(dtype):
-    actual = after_training((), dtype, guide=SemiAmortized)
-    assert distance(actual, after_training(EVERY, dtype, guide=SemiAmortized)) < CLOSE[dtype]
-
-
-@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("kind", IN_BASELINES)
 def test_a_baseline_trains_as_on_the_plain_path(kind, dtype):
     actual = baseline_after_training(kind, (), dtype)
     assert distance(actual, baseline_after_training(kind, IN_BASELINES[kind], dtype)) < CLOSE[dtype]
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("undone", [(LEAVING,), (*EVERY, LEAVING)], ids=["leaving", "all"])
 def test_sequences_that_leave_early_train_as_if_they_stayed(undone):
     # In double precision alone: a stop by comparison has no tolerance.
     actual = after_training((), torch.float64, "early stop")
     assert distance(actual, after_training(undone, torch.float64, "early stop")) < CLOSE[torch.float64]
+
+
+@slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU: no g++ here")
+def test_a_compiled_decoder_trains_as_the_eager_one():
+    actual = after_training((), torch.float32, compiled=True)
+    assert distance(actual, after_training((), torch.float32)) < CLOSE[torch.float32]
