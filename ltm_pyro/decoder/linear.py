@@ -112,7 +112,8 @@ class _Product(torch.autograd.Function):
 def times_transposed(a: Float[Tensor, "row inner"], b: Float[Tensor, "column inner"]) -> Float[Tensor, "row column"]:
     """A Bᵀ; no graph."""
     some = a.shape[0] > 0 and a.shape[1] > 0 and b.shape[0] > 0  # oneDNN refuses empty products
-    if some and a.dtype == torch.float32 and a.device.type == "cpu" and _onednn_products():
+    eager = not torch.compiler.is_compiling()  # the compiler takes oneDNN's product with a frozen weight alone
+    if eager and some and a.dtype == torch.float32 and a.device.type == "cpu" and _onednn_products():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
         return result
     return a @ b.T
