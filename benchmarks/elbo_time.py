@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.measure import machine, write_result
 from benchmarks.priors_guides import Run
+from benchmarks.workload import GPT2_VOCABULARY
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import build_guide, build_model
 from ltm_pyro.config import Settings
@@ -178,7 +179,7 @@ def vocabulary(settings: Settings, options: argparse.Namespace) -> dict[str, Any
     """Seconds of a slow step of a network whose vocabulary product is large."""
     width = 64 if options.smoke else 512
     shape = preset(options.preset).updated({"data.sequence_length": width})
-    entries = 2048 if options.smoke else 50_257
+    entries = 2048 if options.smoke else GPT2_VOCABULARY
     torch.manual_seed(0)
     model = build_model(shape, entries)
     slow = torch.optim.AdamW(model.parameters(), lr=1e-6)

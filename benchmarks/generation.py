@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import write_result
+from benchmarks.workload import GPT2_VOCABULARY
 from ltm_pyro.components import build_model
 from ltm_pyro.decoder import Sampling, ThoughtDecoder, decode
 from ltm_pyro.decoder.cache import DecoderCache
@@ -24,7 +25,6 @@ from ltm_pyro.decoder.sampling import TokenDraws
 from ltm_pyro.infer.posterior import autocasting
 from ltm_pyro.presets import preset
 
-GPT2_VOCABULARY = 50_257
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 

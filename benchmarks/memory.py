@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import write_result
+from benchmarks.workload import GPT2_VOCABULARY
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.config import Settings
 from ltm_pyro.flops import DecoderSize
@@ -51,7 +52,7 @@ class Case:
 CHANGES: list[dict[str, Any]] = [
     {},
     {"batch": 2, "tokens": 1024},
-    {"batch": 4, "vocabulary": 50_257},
+    {"batch": 4, "vocabulary": GPT2_VOCABULARY},
     {"batch": 4, "fast_steps": 4},
     {"dtype": "bfloat16"},
     {"checkpointing": True},

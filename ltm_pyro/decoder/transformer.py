@@ -133,8 +133,7 @@ class ThoughtDecoder(TiedTransformer):
             block = self._block(layer)
             x = x + block.self_attention.step(block.self_norm(x), rope, cache.layers[layer])
             queries = block.cross_attention.queries(block.cross_norm(x), query_rope)
-            x = x + block.cross_attention.attend(queries, cache.memory[layer])
-            x = x + block.feed_forward(block.feed_forward_norm(x))
+            x = self._with_thoughts(layer, x, queries, cache.memory[layer])
         normed: Tensor = self.norm(x)
         return normed[:, 0]
 

@@ -158,11 +158,9 @@ class FastLoop:
                 continue
             # Checks of arguments and values read the device; once per loop is enough to catch a wrong program.
             with nullcontext() if t == 0 else pyro.validation_enabled(False):
-                loss, terms = self.evaluate(now.batch, now.local, now.generator, now.stem, subset)
-            if terms is not None:
-                losses = -terms.elbo if objective is None else objective.loss(terms)
-                # A sequence that is done adds no more gradients to a trajectory, however long the others go on.
-                loss = (losses if watch is None else torch.where(watch.done, 0.0, losses)).sum()
+                losses = self._losses(now, objective, subset)
+            # A sequence that is done adds no more gradients to a trajectory, however long the others go on.
+            loss = (losses if watch is None else torch.where(watch.done, 0.0, losses)).sum()
             leaves = now.leaves
             gradients = torch.autograd.grad(loss, [*leaves, *weights], allow_unused=True)
             for leaf, gradient in zip(leaves, gradients, strict=False):
@@ -171,7 +169,7 @@ class FastLoop:
                 if gradient is not None:
                     share = gradient / total
                     weight.grad = share if weight.grad is None else weight.grad + share
-            if watch is None or terms is None:
+            if watch is None:
                 now.adam.step()
                 continue
             watch.before_step(leaves, -losses)
@@ -190,12 +188,17 @@ class FastLoop:
     def _step_alike(self, now: _Fitted, objective: Objective | None) -> None:
         """A fast step that nothing but its noise and its rate tells from the next one; what a CUDA graph captures."""
         with pyro.validation_enabled(False):
-            loss, terms = self.evaluate(now.batch, now.local, now.generator, now.stem)
-        if terms is not None and objective is not None:
-            loss = objective.loss(terms).sum()
+            loss = self._losses(now, objective).sum()
         for leaf, gradient in zip(now.leaves, torch.autograd.grad(loss, now.leaves, allow_unused=True), strict=True):
             leaf.grad = gradient
         now.adam.step()
+
+    def _losses(self, now: _Fitted, objective: Objective | None, subset: TokenSubset | None = None) -> Tensor:
+        """(B,) what the fast loop makes small; a scalar, the sum of it, of an ELBO that gives no terms."""
+        loss, terms = self.evaluate(now.batch, now.local, now.generator, now.stem, subset)
+        if terms is None:
+            return loss
+        return -terms.elbo if objective is None else objective.loss(terms)
 
     def evaluate(
         self,
