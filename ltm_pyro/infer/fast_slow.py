@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.linear import held
@@ -19,9 +19,11 @@ from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_loop import FastLoop, Fit, Objective
 from ltm_pyro.infer.posterior import Posterior, autocasting
+from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, draw_seed
+from ltm_pyro.ranks import Ranks
 
 __all__ = ["FastSlowSVI", "StepInfo"]
 
@@ -31,10 +33,12 @@ class StepInfo:
     """What one `FastSlowSVI.step` saw; tensors stay on the device.
 
     Args:
-        loss: scalar, negative ELBO in nats per scored token over the batch.
+        loss: scalar, negative ELBO in nats per scored token over the batch; where several ranks take the step, this
+            one's share of it: the ranks' sum is that of all their sequences.
         terms: (B,) ELBO terms at the final q, before the slow update; None where the ELBO does not give them apart.
         num_scored: (B,) scored tokens.
-        gradient_norm: scalar, norm of the slow gradient before clipping.
+        total: scalar, scored tokens of the step, of all ranks; what the losses are divided by.
+        gradient_norm: scalar, norm of the slow gradient before clipping, of all ranks.
         guide_loss: scalar, what the guide's own weights are taught besides the ELBO, in nats per scored token (how far
             a semi-amortised guide's encoder starts from where the fast loop ends); None where there is no such thing.
         posteriors: those of the micro-batches; they were fitted under the weights before the update, and score under
@@ -44,6 +48,7 @@ class StepInfo:
     loss: Float[Tensor, ""]
     terms: ELBOTerms | None
     num_scored: Tensor
+    total: Tensor
     gradient_norm: Float[Tensor, ""]
     posteriors: Sequence[Posterior]
     guide_loss: Float[Tensor, ""] | None = None
@@ -71,6 +76,8 @@ class FastSlowSVI:
         free_bits: nats of a sequence's KL that training does not charge for; it reports the ELBO all the same.
         starts: where `step` keeps each sequence's fitted local parameters, to start from when it meets the sequence
             again; None starts every time anew. `infer` neither reads nor fills it.
+        ranks: those that take each slow step together, each on its own sequences: the step is that of one process on
+            all of them. None for a process alone.
 
     Raises:
         LTMError: the prior refuses the guide, ``free_bits`` is below 0, or a setting needs `SequenceELBO`.
@@ -91,6 +98,7 @@ class FastSlowSVI:
         autocast: torch.dtype | None = None,
         free_bits: float = 0.0,
         starts: PosteriorTable | None = None,
+        ranks: Ranks | None = None,
     ):
         if refusal := model.prior.refusal(type(guide)):
             raise LTMError(refusal)
@@ -106,6 +114,7 @@ class FastSlowSVI:
         self.autocast = autocast
         self.free_bits = free_bits
         self.starts = starts
+        self.ranks = ranks or Ranks()
         for name, asked in (("a tolerance", self.fast.tolerance is not None), ("free_bits", free_bits > 0)):
             if asked:
                 self._require_terms(name)
@@ -167,7 +176,7 @@ class FastSlowSVI:
         size = micro_batch_size or len(batch)
         weights = [p for group in self.slow.param_groups for p in group["params"] if p.requires_grad]
         self.slow.zero_grad(set_to_none=True)
-        total = batch.num_scored.sum().clamp(min=1)
+        total = self.ranks.sum(batch.num_scored.sum()).clamp(min=1)
         losses, terms, posteriors, guide_losses = [], [], [], []
         for start in range(0, len(batch), size):
             # The whole batch keeps its index of scored tokens, which a part has to make anew.
@@ -180,16 +189,13 @@ class FastSlowSVI:
         if self.starts is not None and self.guide.refined:
             for posterior in posteriors:  # not before, so that a text that stands in two parts starts alike in both
                 self.starts.store(posterior.batch.keys, posterior.local)
-        gradients = [p.grad for p in weights if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(weights, self.clip_norm, norm)
-        self.slow.step()
+        norm = slow_update(self.slow, clip_norm=self.clip_norm, ranks=self.ranks)
         known = [t for t in terms if t is not None]
         return StepInfo(
             loss=torch.stack(losses).sum(),
             terms=ELBOTerms.cat(known) if len(known) == len(terms) else None,
             num_scored=batch.num_scored,
+            total=total,
             gradient_norm=norm,
             posteriors=posteriors,
             guide_loss=torch.stack(guide_losses).sum() if guide_losses else None,

@@ -17,9 +17,11 @@ from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
 from ltm_pyro.flops import DecoderSize, slow_step_flops
 from ltm_pyro.infer.fast_slow import FastSlowSVI
+from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.infer.subsampling import FastStep, planned_steps
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
+from ltm_pyro.ranks import present_ranks
 from ltm_pyro.training.optimizer import build_optimizer, refuse_shared_weights
 from ltm_pyro.training.run import fast_config
 from ltm_pyro.training.schedules import fast_lr, kl_weight
@@ -30,8 +32,9 @@ __all__ = ["BaselineLearner", "Learner", "SlowStep", "ThoughtLearner", "build_le
 class SlowStep(NamedTuple):
     """What one slow step saw; tensors stay on the device.
 
-    ``sums`` are nats of the whole batch by name, ``loss`` among them, and its scored ``tokens``; ``gradient_norm`` is
-    before clipping. ``fast_steps`` are what each micro-batch's ran on; empty where there are none to take.
+    ``sums`` are nats of the rank's whole batch by name, ``loss`` among them, and its scored ``tokens``;
+    ``gradient_norm`` is that of all ranks, before clipping. ``fast_steps`` are what each micro-batch's ran on; empty
+    where there are none to take.
     """
 
     sums: dict[str, Tensor]
@@ -90,6 +93,7 @@ class ThoughtLearner(Learner):
     def __init__(self, settings: Settings, vocab_size: int, device: torch.device, posteriors: Path):
         training, inference = settings.training, settings.inference
         self.settings = settings
+        self.ranks = present_ranks()
         self.model = build_model(settings, vocab_size).to(device)
         self.guide = build_guide(settings, self.model).to(device)
         self.modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
@@ -107,6 +111,7 @@ class ThoughtLearner(Learner):
             autocast=autocast_type(settings),
             free_bits=inference.free_bits,
             starts=self.starts,
+            ranks=self.ranks,
         )
 
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
@@ -117,13 +122,13 @@ class ThoughtLearner(Learner):
             lr=fast_lr(self.settings.inference, self.settings.training, at),
             kl_weight=kl_weight(self.settings.inference, at),
         )
-        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.num_scored.sum()}
+        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.total}
         if info.terms is not None:
             # A point estimate has no KL; what stands in its place is the negative log-prior.
             name = "kl" if self.guide.has_density else "negative_log_prior"
             sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
         if info.guide_loss is not None:
-            sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
+            sums["guide_loss"] = info.guide_loss * info.total
         return SlowStep(sums, info.gradient_norm, tuple(posterior.fast_steps for posterior in info.posteriors))
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
@@ -162,6 +167,7 @@ class BaselineLearner(Learner):
 
     def __init__(self, settings: Settings, vocab_size: int, device: torch.device):
         self.settings = settings
+        self.ranks = present_ranks()
         self.model: Baseline = build_baseline(settings, vocab_size).to(device)
         self.modules = nn.ModuleDict({"model": self.model})
         refuse_shared_weights(self.modules)
@@ -173,19 +179,15 @@ class BaselineLearner(Learner):
         training = self.settings.training
         size = training.micro_batch_size or len(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        total = batch.num_scored.sum().clamp(min=1)
+        total = self.ranks.sum(batch.num_scored.sum()).clamp(min=1)
         losses = []
         for start in range(0, len(batch), size):
             part = batch if size >= len(batch) else batch[slice(start, start + size)]
             loss = self.model.sequence_loss(part, seed=seed).sum()
             (loss / total).backward()
             losses.append(loss.detach())
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if training.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, training.clip_norm, norm)
-        self.optimizer.step()
-        return SlowStep({"tokens": total, "loss": torch.stack(losses).sum()}, norm)
+        norm = slow_update(self.optimizer, clip_norm=training.clip_norm, ranks=self.ranks)
+        return SlowStep({"tokens": batch.num_scored.sum(), "loss": torch.stack(losses).sum()}, norm)
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         return self.model.step_flops(batch)
