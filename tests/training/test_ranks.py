@@ -34,9 +34,8 @@ KINDS: dict[str, dict[str, Any]] = {
 QUICK = ("parts", "amortized", "learned prior", "ar parts")
 
 
-def steps(ranks: Ranks, folder: Path, kinds: list[str], count: int) -> dict[str, dict[str, Any]]:
+def steps(ranks: Ranks, data: Data, folder: Path, kinds: list[str], count: int) -> dict[str, dict[str, Any]]:
     """Loss of every step, posteriors of the first and of the last one, and gradient norms, by kind."""
-    data = tiny_data(folder, layout="documents")
     found = {}
     for kind in kinds:
         settings = tiny_settings(SHARED | KINDS[kind])
@@ -58,10 +57,9 @@ def steps(ranks: Ranks, folder: Path, kinds: list[str], count: int) -> dict[str,
     return found
 
 
-def assert_same_steps(folder: Path, size: int, kinds: list[str], count: int) -> None:
-    tiny_data(folder, layout="documents")  # cached before the ranks look for it
-    alone = steps(Ranks(), folder, kinds, count)
-    together = run_ranks(size, steps, folder, kinds, count)
+def assert_same_steps(data: Data, folder: Path, size: int, kinds: list[str], count: int) -> None:
+    alone = steps(Ranks(), data, folder, kinds, count)
+    together = run_ranks(size, steps, data, folder, kinds, count)
     for kind in kinds:
         one, several = alone[kind], [rank[kind] for rank in together]
         for rank in several:
@@ -74,11 +72,11 @@ def assert_same_steps(folder: Path, size: int, kinds: list[str], count: int) -> 
                 torch.testing.assert_close(joined, value, rtol=tolerance, atol=tolerance, msg=f"{kind} {name}")
 
 
-def test_two_ranks_take_the_steps_of_one_process(tmp_path: Path):
-    assert_same_steps(tmp_path, 2, list(QUICK), 6)
+def test_two_ranks_take_the_steps_of_one_process(data: Data, tmp_path: Path):
+    assert_same_steps(data, tmp_path, 2, list(QUICK), 6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_fifty_steps_of_every_kind_of_model_are_those_of_one_process(tmp_path: Path, size: int):
-    assert_same_steps(tmp_path, size, list(KINDS), 50)
+def test_fifty_steps_of_every_kind_of_model_are_those_of_one_process(data: Data, tmp_path: Path, size: int):
+    assert_same_steps(data, tmp_path, size, list(KINDS), 50)
