@@ -31,7 +31,7 @@ def draw(line: Points, marks: Points = (), *, width: int, height: int, log: bool
     steps, values = [x for x, _ in (*line, *marks)], [y for _, y in (*line, *marks)]
     low, high, first, last = min(values), max(values), min(steps), max(steps)
     margin = max(len(_brief(low)), len(_brief(high)))
-    columns = max(16, width - margin - 2)
+    columns = max(20, width - margin - 2)
     across, down = (1, 1) if ascii_only else (2, 4)
 
     def column(x: float) -> int:
@@ -57,7 +57,7 @@ def draw(line: Points, marks: Points = (), *, width: int, height: int, log: bool
     labels = [_brief(high), *[""] * (height - 2), _brief(low)]
     text = [f"{label:>{margin}} {bar}{''.join(cells)}" for label, cells in zip(labels, rows, strict=True)]
     ends = f"{first:g}", f"{last:g}"
-    about = f"{'steps, logarithmic' if log else 'steps':^{max(0, columns - len(''.join(ends)))}}"
+    about = f"{' steps (log) ' if log else ' steps ':^{max(0, columns - len(''.join(ends)))}}"
     return [*text, f"{'':>{margin}} {corner}{floor * columns}", f"{'':>{margin}}  {ends[0]}{about}{ends[1]}"]
 
 

@@ -14,6 +14,8 @@ from ltm_pyro.training.checkpoints import write_durably
 
 __all__ = ["Sink", "TensorBoardSink", "WandbSink", "build_sinks"]
 
+_FLUSH_SECONDS = 10  # what a kill may cost a TensorBoard curve; its default is two minutes
+
 
 @runtime_checkable
 class Sink(Protocol):
@@ -84,7 +86,7 @@ class TensorBoardSink:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder), purge_step=self._purge)
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._purge, flush_secs=_FLUSH_SECONDS)
         for name, value in _numbers(row).items():
             self._writer.add_scalar(name, value, row["step"])
         if row["split"] == "validation":
@@ -135,7 +137,10 @@ class WandbSink:
         # W&B's own counter must never go back; offline it would begin at 0 in every session.
         self._about["rows"] += 1
         self._run.log({"step": row["step"], **_numbers(row)}, step=self._about["rows"])
-        self._path.write_text(json.dumps(self._about), encoding="utf-8")
+        # In one piece, for a kill; it need not be on the disk, for W&B tells how far it is.
+        aside = self._path.with_name(".wandb.json.tmp")
+        aside.write_text(json.dumps(self._about), encoding="utf-8")
+        aside.replace(self._path)
 
     def rewind(self, step: int) -> None:
         """Nothing: rows that are made again are logged again."""

@@ -129,7 +129,7 @@ class Trainer:
         """
         if self.step >= self.settings.training.steps:
             return True
-        with recorded_session(self.run.path, lambda: self.step, self.device), self.metrics:
+        with self.metrics, recorded_session(self.run.path, lambda: self.step, self.device):
             return self._fit()
 
     def _fit(self) -> bool:
