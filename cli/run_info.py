@@ -34,7 +34,7 @@ def show_info(out: Console, status: RunStatus, curves: Sequence[Curve]) -> None:
     _show_state(out, status)
     out.print("\nNext:\n")
     for one in status.advice:
-        out.print(f"    {one.command}    # {one.why}", highlight=False, soft_wrap=True)
+        out.print(f"  {one.why}:\n    {one.command}", highlight=False, soft_wrap=True)
 
 
 def _show_curves(out: Console, curves: Sequence[Curve]) -> None:
@@ -64,10 +64,11 @@ def _points(curve: Curve | None) -> Points:
 def _show_validations(out: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
-    columns = {"elbo": "-ELBO", "elbo_se": "± s.e.", "reconstruction": "reconstruction", "kl": "KL"}
+    error = "+/- s.e." if out.options.ascii_only else "± s.e."
+    columns = {"elbo": "-ELBO", "elbo_se": error, "reconstruction": "reconstruction", "kl": "KL"}
     for name, about_it in BASELINE_TERMS.items():
         if name in rows[-1]:
-            columns = {name: about_it, f"{name}_se": "± s.e."}
+            columns = {name: about_it, f"{name}_se": error}
     table = Table("step", *columns.values(), title="validation, nats/token")
     for row in rows[-10:]:
         table.add_row(str(row["step"]), *(_number(row.get(name)) for name in columns))
@@ -82,8 +83,8 @@ def _show_sessions(out: Console, sessions: Sequence[Mapping[str, Any]]) -> None:
         end, known, git = session["end"], session.get("versions") or {}, session.get("git")
         code = str(known.get("ltm_pyro", "?"))
         if git:
-            code += f" {git['revision'][:8]}{'+' if git['dirty'] else ''}"
-        ended = "?" if end is None else f"step {end['step']}, {end['outcome']}"
+            code += f" {str(git.get('revision'))[:8]}{'+' if git.get('dirty') else ''}"
+        ended = "?" if end is None else f"step {end.get('step')}, {end.get('outcome')}"
         machine = str(session.get("gpu") or session.get("host") or "?")
         began = str(session.get("at", "?"))[:16].replace("T", " ")
         table.add_row(began, str(session.get("step", "?")), ended, code, str(known.get("torch", "?")), machine)

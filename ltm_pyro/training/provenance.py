@@ -124,7 +124,8 @@ def recorded_session(folder: Path, step: Callable[[], int], device: torch.device
         outcome["reason"] = first_line(error)
         raise
     finally:
-        _note(folder, lambda: {"event": "end", "at": _now(), "step": step(), **outcome})
+        # Where training has failed, a full disk perhaps, its own error says enough.
+        _note(folder, lambda: {"event": "end", "at": _now(), "step": step(), **outcome}, warn="reason" not in outcome)
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
@@ -163,7 +164,7 @@ def differences(session: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _note(folder: Path, row: Callable[[], Mapping[str, Any]]) -> None:
+def _note(folder: Path, row: Callable[[], Mapping[str, Any]], *, warn: bool = True) -> None:
     try:
         path = folder / _FILE
         cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
@@ -173,10 +174,11 @@ def _note(folder: Path, row: Callable[[], Mapping[str, Any]]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        warnings.warn(
-            f"cannot write {folder / _FILE}: {error.strerror or error}; training goes on without that line",
-            stacklevel=3,
-        )
+        if warn:
+            warnings.warn(
+                f"cannot write {folder / _FILE}: {error.strerror or error}; training goes on without that line",
+                stacklevel=3,
+            )
 
 
 def _now() -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def test_info_draws_the_curves_and_says_where_the_run_stands(cli: Run, trained: 
         "steps/s without validations and checkpoints\n",
         " FLOPs\n",
         "checkpoints: step-00000006, step-00000004, step-00000002; the newest is ",
-        f"    ltm-pyro eval {trained} --samples 4    # what it is worth, in nats per token\n",
+        f"  what it is worth, in nats per token:\n    ltm-pyro eval {trained} --samples 4\n",
     ):
         assert words in printed.replace("●", "o")
     order = ["training   ", "loss, nats/token", "validation, nats/token", "sessions", "state: ", "Next:"]
@@ -39,9 +42,17 @@ def test_curves_are_braille_on_a_utf8_terminal_and_ascii_elsewhere(
 ):
     monkeypatch.setattr(type(render.console), "encoding", property(lambda self: encoding))
     printed = cli("info", trained).out
-    curves = printed[printed.index("loss, nats") : printed.index("validation, nats/token")]
-    assert curves.isascii() == (encoding == "ascii")
-    assert max(map(len, curves.splitlines())) <= 80
+    shown = printed[printed.index("loss, nats") :]
+    assert shown.isascii() == (encoding == "ascii")
+    assert max(map(len, shown[: shown.index("Next:")].splitlines())) <= 120
+
+
+def test_a_terminal_without_the_characters_ends_nothing(process: Callable[..., subprocess.Popen], trained: Path):
+    ended = process("info", trained, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    printed, errors = ended.communicate(timeout=60)
+    assert (ended.returncode, errors) == (0, "")
+    assert "state: finished\n" in printed
+    assert "?" not in printed  # it knew
 
 
 def test_json_has_all_of_it_with_the_curves_as_numbers(cli: Run, trained: Path):
@@ -67,7 +78,7 @@ def test_a_killed_run_is_told_what_is_lost_and_how_to_go_on(cli: Run, copy: Path
     assert "2 more are lost with it, and trained again by a resume\n" in printed
     assert " left\n" in printed
     assert "trained with other code than is installed: torch 1.0, here " in printed
-    assert f"    ltm-pyro train --resume --out {copy}    # go on\n" in printed
+    assert f"  go on:\n    ltm-pyro train --resume --out {copy}\n" in printed
     assert cli("train", "--resume", "--out", copy).code == 0
     assert "state: finished\n" in cli("info", copy).out
 
@@ -89,7 +100,7 @@ def test_info_before_the_first_row(cli: Run, copy: Path):
         (copy / name).unlink()
     printed = cli("info", copy).out
     assert "state: never started\nsteps: 0 of 6 (0%)\ncheckpoints: none yet\n" in printed
-    assert f"    ltm-pyro train --resume --out {copy}    # start again from the first step\n" in printed
+    assert f"  start again from the first step:\n    ltm-pyro train --resume --out {copy}\n" in printed
     found = json.loads(cli("info", copy, "--json").out)
     assert (found["curves"], found["state"], found["train"]) == ([], "never started", None)
 
@@ -100,7 +111,7 @@ def test_info_of_a_baseline_draws_its_own_number(cli: Run, corpus: Path, tmp_pat
     printed = cli("info", tmp_path / "ar").out
     assert "validation, -log p(x))" in printed
     assert "KL(q" not in printed
-    assert f"    ltm-pyro eval {tmp_path / 'ar'}    # " in printed
+    assert f"    ltm-pyro eval {tmp_path / 'ar'}\n" in printed
 
 
 @pytest.mark.parametrize(
