@@ -14,25 +14,23 @@ __all__ = ["command"]
 @run_argument
 @json_option
 def command(run: str, as_json: bool) -> None:
-    """Show the settings, the progress and the checkpoints of RUN, and what to do next."""
-    from ltm_pyro.cli.render import console, show_info
+    """Show the settings, the curves and the state of RUN, and what to do next.
+
+    \b
+    Examples:
+        ltm-pyro info runs/tiny-fables
+        ltm-pyro info runs/tiny-fables --json
+    """
+    from ltm_pyro.cli.render import console
+    from ltm_pyro.cli.run_info import show_info
 
     from ltm_pyro.training import RunDirectory
+    from ltm_pyro.training.curves import read_curves
+    from ltm_pyro.training.status import read_status
 
-    directory = RunDirectory.open(run)
-    settings = directory.settings
-    rows = directory.metrics.rows()
-    checkpoints = [path.name for path in directory.store().paths()]
-    about = {
-        "run": str(directory.path),
-        "step": int(checkpoints[0].removeprefix("step-")) if checkpoints else 0,
-        "steps": settings.training.steps,
-        "checkpoints": checkpoints,
-        "train": next((row for row in reversed(rows) if row["split"] == "train"), None),
-        "validation": [row for row in rows if row["split"] == "validation"],
-        "settings": settings.to_dict(),
-    }
+    status = read_status(RunDirectory.open(run))
+    curves = read_curves([status.path]) if status.rows else []
     if as_json:
-        click.echo(json.dumps(about))
+        click.echo(json.dumps({**status.to_dict(), "curves": [curve.to_dict() for curve in curves]}))
     else:
-        show_info(console, about, settings)
+        show_info(console, status, curves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -61,6 +62,9 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; bad input ends it with one line on standard error and exit code 2."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal does not have ends no training
     if "" not in sys.path:
         sys.path.append("")  # priors and guides of the user's own may lie in the working directory
     # Torchrun's and srun's variables, looked up by name here: without them there is nothing to import.

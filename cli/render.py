@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     from ltm_pyro.training import LoadedRun
 
 __all__ = [
+    "BASELINE_TERMS",
     "TrainingDisplay",
     "console",
     "draw_samples",
     "notices",
-    "show_info",
     "show_report",
     "show_samples",
     "show_settings",
@@ -81,7 +80,7 @@ class TrainingDisplay(Observer):
     def show_start(self, path: Path, counts: Mapping[str, Mapping[str, int]], model: nn.Module, step: int) -> None:
         """Says what is trained on what, and where it goes."""
         parameters = sum(p.numel() for p in model.parameters())
-        self._loss = _BASELINE_TERMS.get(getattr(model, "comparable", ""), "loss")
+        self._loss = BASELINE_TERMS.get(getattr(model, "comparable", ""), "loss")
         for split, count in counts.items():
             numbers = ", ".join(f"{number:,} {name}" for name, number in count.items())
             console.print(f"{split}: {numbers}", highlight=False)
@@ -221,31 +220,7 @@ def _information(row: Mapping[str, Any]) -> list[str]:
     return lines or ["information: not defined for this guide, whose q is no diagonal normal"]
 
 
-def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> None:
-    """Prints a run's settings, progress and next commands."""
-    show_settings(settings)
-    out.print(f"steps: {about['step']} of {about['steps']}", highlight=False)
-    out.print(f"checkpoints: {', '.join(about['checkpoints']) or 'none yet'}", highlight=False, soft_wrap=True)
-    if about["validation"]:
-        columns = {"elbo": "-ELBO", "elbo_se": "± s.e.", "reconstruction": "reconstruction", "kl": "KL"}
-        for name, about_it in _BASELINE_TERMS.items():
-            if name in about["validation"][-1]:
-                columns = {name: about_it, f"{name}_se": "± s.e."}
-        table = Table("step", *columns.values(), title="validation, nats/token")
-        for row in about["validation"][-10:]:
-            table.add_row(str(row["step"]), *(_number(row[name]) for name in columns))
-        out.print(table)
-    out.print("\nNext:\n")
-    run = shlex.quote(about["run"])
-    if about["step"] < about["steps"] or not about["checkpoints"]:
-        out.print(f"    ltm-pyro train --resume --out {run}", highlight=False, soft_wrap=True)
-    if about["checkpoints"]:
-        out.print(f"    ltm-pyro sample {run} --num 3", highlight=False, soft_wrap=True)
-        samples = {"ar": "", "mdlm": " --samples 16"}.get(settings.model.name, " --samples 4")
-        out.print(f"    ltm-pyro eval {run}{samples}", highlight=False, soft_wrap=True)
-
-
-_BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}
+BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}
 """What the numbers of models without thoughts are, by the protocols that they come from."""
 
 
@@ -258,7 +233,7 @@ def _training_terms(row: Mapping[str, Any], loss: str) -> str:
 
 def _terms(row: Mapping[str, Any]) -> str:
     """The terms of a row; a point estimate has no ELBO and no KL, a baseline the one number of its protocol."""
-    for name, about in _BASELINE_TERMS.items():
+    for name, about in BASELINE_TERMS.items():
         if name in row:
             return f"{about} {row[name]:.3f}{_error(row.get(f'{name}_se'))} nats/token"
     if row["elbo"] is None:

@@ -198,6 +198,8 @@ class TrainingSettings:
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints kept.
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
+        wandb: project, or ``entity/project``, of Weights & Biases to send the metrics to as well (needs the extra
+            ``wandb``); None sends nothing.
     """
 
     steps: int = 1000
@@ -220,6 +222,7 @@ class TrainingSettings:
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
     tensorboard: bool = False
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -244,6 +247,8 @@ class TrainingSettings:
                 raise LTMError(f"training.{name} must be below 1, got {getattr(self, name)}")
         if self.clip_norm is not None:
             above("training.clip_norm", self.clip_norm, 0)
+        if self.wandb is not None and not (self.wandb.count("/") < 2 and all(self.wandb.split("/"))):
+            raise LTMError(f"training.wandb must be project or entity/project, got {self.wandb!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

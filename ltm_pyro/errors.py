@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LTMError"]
+__all__ = ["DivergenceError", "LTMError"]
 
 
 class LTMError(Exception):
@@ -10,3 +10,7 @@ class LTMError(Exception):
 
     The command line turns this exception, and only this one, into one line on standard error and exit code 2.
     """
+
+
+class DivergenceError(LTMError):
+    """Training whose loss or gradient is no longer finite."""

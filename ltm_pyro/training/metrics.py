@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from ltm_pyro.data.files import first_line
 from ltm_pyro.errors import LTMError
 from ltm_pyro.training.checkpoints import write_durably
+from ltm_pyro.training.sinks import Sink
 
 __all__ = ["MetricsLog"]
 
 
 class MetricsLog:
-    """The metrics of a run, in nats per token; optionally mirrored as TensorBoard events.
+    """The metrics of a run, in nats per token. As a context it closes its sinks.
+
+    A sink that fails is left out from there on, with one warning: the file is what counts.
 
     Args:
         path: the file ``metrics.jsonl``.
-        tensorboard: folder of TensorBoard events, None for none.
-
-    Raises:
-        LTMError: TensorBoard is asked for but not installed.
+        sinks: what else shows each row.
     """
 
-    def __init__(self, path: Path, *, tensorboard: Path | None = None):
+    def __init__(self, path: Path, sinks: Sequence[Sink] = ()):
         self.path = path
-        self._writer: Any = None
-        if tensorboard is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise LTMError(
-                    "training.tensorboard needs the package tensorboard: pip install 'ltm-pyro[tensorboard]'"
-                ) from error
-            self._writer = SummaryWriter(str(tensorboard))
+        self._sinks = list(sinks)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._tell(lambda sink: sink.close(failed=kind is not None))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one row; it is in the file when this returns.
@@ -47,10 +48,7 @@ class MetricsLog:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
-        if self._writer is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._tell(lambda sink: sink.append(row))
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows so far; a last line that a kill has cut short is left out."""
@@ -77,3 +75,16 @@ class MetricsLog:
             write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         except OSError as error:
             raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+        self._tell(lambda sink: sink.rewind(step))
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                what(sink)
+            except Exception as error:  # a network, a disk, a foreign library: none of them may stop a training
+                self._sinks.remove(sink)
+                warnings.warn(
+                    f"{sink.name} failed ({first_line(error)}) and gets no more metrics; training goes on, and "
+                    f"{self.path} has them all",
+                    stacklevel=3,
+                )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import DivergenceError, LTMError
 from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
 from ltm_pyro.ranks import present_ranks
@@ -24,9 +24,11 @@ from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.optimizer import moments, restore_moments
+from ltm_pyro.training.provenance import recorded_session
 from ltm_pyro.training.run import RunDirectory, choose_device, load_weights
 from ltm_pyro.training.schedules import slow_lr
 from ltm_pyro.training.signals import StopRequest
+from ltm_pyro.training.sinks import build_sinks
 
 __all__ = ["Observer", "Trainer"]
 
@@ -90,8 +92,7 @@ class Trainer:
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
         self.store = run.store(training.keep_checkpoints)
-        events = run.path / "tensorboard" if training.tensorboard and self.ranks.is_main else None
-        self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
+        self.metrics = MetricsLog(run.path / "metrics.jsonl", build_sinks(settings, run.path))
         self.step = 0
         self.tokens = 0  # scored by all ranks' steps up to when they last told each other
         self.flops = 0  # likewise
@@ -136,8 +137,15 @@ class Trainer:
         SIGINT and SIGTERM end it after the present step, with a checkpoint.
 
         Raises:
-            LTMError: the loss is no longer finite, or the disk is full; the last checkpoint stands.
+            DivergenceError: the loss is no longer finite; the last checkpoint stands.
+            LTMError: the disk is full; the last checkpoint stands.
         """
+        if self.step >= self.settings.training.steps:
+            return True
+        with self.metrics, recorded_session(self.run.path, lambda: self.step, self.device):
+            return self._fit()
+
+    def _fit(self) -> bool:
         training = self.settings.training
         if self.step == 0:
             self._validate()
@@ -281,7 +289,7 @@ class Trainer:
         if self.ranks.any(not finite):
             saved = self.store.paths()
             where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
-            raise LTMError(
+            raise DivergenceError(
                 f"the loss or its gradient is not finite at step {self.step}: lower training.slow_lr or "
                 f"inference.fast_lr; {where}"
             )

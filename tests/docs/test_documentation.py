@@ -102,7 +102,7 @@ def commands(block: Block) -> list[list[str]]:
     """Arguments of every ``ltm-pyro`` in a block of commands."""
     found = []
     for line in block.text.replace("\\\n", " ").splitlines():
-        for part in line.split("&&"):
+        for part in line.partition(" > ")[0].split("&&"):
             words = shlex.split(part, comments=True)
             if words[:1] == ["ltm-pyro"]:
                 found.append(words[1:])
