@@ -197,6 +197,7 @@ class TrainingSettings:
         eval_sequences: validation sequences scored each time.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints kept.
+        shard: of several ranks, each holds a part of the network's weights, gradients and moments.
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
         wandb: project, or ``entity/project``, of Weights & Biases to send the metrics to as well (needs the extra
             ``wandb``); None sends nothing.
@@ -221,6 +222,7 @@ class TrainingSettings:
     eval_sequences: int = 64
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    shard: bool = False
     tensorboard: bool = False
     wandb: str | None = None
 

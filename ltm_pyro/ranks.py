@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["RankLost", "Ranks", "joined_ranks", "present_ranks"]
+__all__ = ["RankLost", "Ranks", "is_split", "joined_ranks", "present_ranks"]
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ class Ranks:
     def sum_gradients(self, weights: Iterable[Tensor]) -> None:
         """Replaces every weight's gradient by the sum over ranks; a weight that no rank has one for keeps none.
 
+        Weights that lie in parts on the ranks (`ltm_pyro.sharding`) have theirs summed already.
+
         One message for every 64 MiB, once per slow step however many micro-batches it had: it is one of the
         T_fast + 1 passes that waits, so there is little to win by sending earlier.
 
@@ -89,7 +92,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        weights = list(weights)
+        weights = [weight for weight in weights if not is_split(weight)]
         known = self.sum(torch.tensor([int(w.grad is not None) for w in weights]))
         for weight in (w for w, n in zip(weights, known.tolist(), strict=True) if n and w.grad is None):
             weight.grad = torch.zeros_like(weight)
@@ -228,6 +231,12 @@ def joined_ranks(*, timeout: float = 600.0) -> Iterator[Ranks]:
         yield launched
     finally:
         dist.destroy_process_group()
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether the ranks each hold a part of the tensor (`ltm_pyro.sharding`)."""
+    known = sys.modules.get("torch.distributed.tensor")  # importing it takes more than a second
+    return known is not None and isinstance(tensor, known.DTensor)
 
 
 def _launched() -> Ranks | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
 from ltm_pyro.ranks import Ranks
+from ltm_pyro.sharding import clip_norm_, total_norm
 
 __all__ = ["slow_update"]
 
@@ -27,9 +28,11 @@ def slow_update(
         RankLost: another rank does not take part.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    (ranks or Ranks()).sum_gradients(weights)
-    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    ranks = ranks or Ranks()
+    ranks.sum_gradients(weights)
+    gradients = [p.grad for p in weights if p.grad is not None]
+    norm = total_norm(gradients, ranks)
     if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
+        clip_norm_(gradients, clip_norm, norm)
     optimizer.step()
     return norm

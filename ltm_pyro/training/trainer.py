@@ -19,6 +19,7 @@ from ltm_pyro.errors import DivergenceError, LTMError
 from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
 from ltm_pyro.ranks import present_ranks
+from ltm_pyro.sharding import joined
 from ltm_pyro.training.checkpoints import Checkpoint
 from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
@@ -27,6 +28,7 @@ from ltm_pyro.training.optimizer import moments, restore_moments
 from ltm_pyro.training.provenance import recorded_session
 from ltm_pyro.training.run import RunDirectory, choose_device, load_weights
 from ltm_pyro.training.schedules import slow_lr
+from ltm_pyro.training.sharded import check_sharding
 from ltm_pyro.training.signals import StopRequest
 from ltm_pyro.training.sinks import build_sinks
 
@@ -81,12 +83,19 @@ class Trainer:
             )
         self.device = choose_device(training.device, self.ranks)
         torch.manual_seed(training.seed)
+        sharded = training.shard and self.ranks.size > 1
+        if sharded:
+            check_sharding(settings, self.ranks)
+        # A model of which a device is to hold a part is made beside it.
+        device = torch.device("cpu") if sharded else self.device
         self.learner = build_learner(
-            settings, data.tokenizer.vocab_size, data.class_names, self.device, run.path / "posteriors"
+            settings, data.tokenizer.vocab_size, data.class_names, device, run.path / "posteriors"
         )
         if not run.store().paths():  # a checkpoint's weights would replace them
             load_initial_weights(self.learner.modules, settings, data.tokenizer)
         self.ranks.align(self.learner.modules)
+        if sharded:
+            self.learner.shard(self.device)
         self.optimizer = self.learner.optimizer
         self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
@@ -219,15 +228,16 @@ class Trainer:
         training = self.settings.training
         self.learner.modules.eval()
         model = self.learner.language_model(self.step)
-        report = evaluate_together(
-            model,
-            self.data.validation,
-            self._validation,
-            ranks=self.ranks,
-            samples=model.validation_samples,
-            batch_size=training.micro_batch_size or training.batch_size,
-            seed=training.seed,
-        )
+        with self.learner.whole():
+            report = evaluate_together(
+                model,
+                self.data.validation,
+                self._validation,
+                ranks=self.ranks,
+                samples=model.validation_samples,
+                batch_size=training.micro_batch_size or training.batch_size,
+                seed=training.seed,
+            )
         self.learner.modules.train()
         row = {"step": self.step, "split": "validation", **report.to_dict(), **self._spent()}
         if self.ranks.is_main:
@@ -239,8 +249,8 @@ class Trainer:
         self._exchange_starts()
         checkpoint = Checkpoint(
             step=self.step,
-            model=self.learner.modules.state_dict(),
-            optimizer=moments(self.optimizer, self.learner.modules),
+            model=joined(self.learner.modules.state_dict(), self.ranks),
+            optimizer=joined(moments(self.optimizer, self.learner.modules), self.ranks),
             state={"sampler": self.sampler.state_dict(), "sums": self._read_sums()}
             | {name.removeprefix("training_"): value for name, value in self._spent().items()},
             posteriors={} if starts is None else starts.unwritten(),
