@@ -113,20 +113,21 @@ def held_bytes(learner: Learner) -> tuple[int, int]:
 
 
 def counted_messages() -> Counter[str]:
-    """How often this process has called each way to pass weights and gradients, from now on."""
+    """How often this process gathers weights and sums gradients, from now on."""
     counts: Counter[str] = Counter()
 
-    def counting(name: str) -> Callable[..., Any]:
-        original = getattr(dist, name)
-
+    def counting(what: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            counts[name] += 1
+            counts[what] += 1
             return original(*arguments, **named)
 
         return call
 
-    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
-        setattr(dist, name, counting(name))
+    # Torch has renamed them.
+    for what in ("all_gather", "reduce_scatter"):
+        for name in (f"{what}_into_tensor", f"{what}_tensor", f"{what}_single"):
+            if hasattr(dist, name):
+                setattr(dist, name, counting(what, getattr(dist, name)))
     return counts
 
 
@@ -165,10 +166,10 @@ def test_a_rank_holds_its_part_and_the_fast_loop_leaves_the_weights_without_grad
         assert max(found["gathered"]) == 1
         messages = found["messages"]
         # Once for each unit and for the rest, in the slow gradient alone.
-        assert messages["reduce_scatter_tensor"] == 5
+        assert messages["reduce_scatter"] == 5
         # The rest once; units for the stem, and for each pass forward and back; those sent ahead in vain are few.
         needed = 1 + 1 + 2 * 3 * 3 + 2 * 4
-        assert needed <= messages["all_gather_into_tensor"] <= needed + 4
+        assert needed <= messages["all_gather"] <= needed + 4
         assert found["messages when whole"] == {}
         assert found["split again"]
 
@@ -199,7 +200,8 @@ def assert_same_run(path: Path, other: Path) -> None:
     rows, expected = (untimed(RunDirectory.open(p).metrics.rows()) for p in (path, other))
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for row, same in zip(rows, expected, strict=True):
-        for name, value in same.items():
+        # Operations are counted with the padding, which depends on who shares a batch.
+        for name, value in ((name, value) for name, value in same.items() if name != "training_flops"):
             tolerance = 1e-3 if name == "gradient_norm" else 2e-5
             assert row[name] == (value if isinstance(value, str | None) else pytest.approx(value, rel=tolerance)), name
     for file in ("model.safetensors", "optimizer.safetensors"):
