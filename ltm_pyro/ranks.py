@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -287,13 +288,14 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankLost(
-            f"another rank ended, or has not answered ({_reason(error)}): its own message says why. The last "
-            "checkpoint stands: start the job again with --resume"
+            f"another rank ended, or has not answered ({_reason(error)}); its own message says why"
         ) from error
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first sentence of an error's message, without the places in torch's own code that gloo begins with."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0]
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

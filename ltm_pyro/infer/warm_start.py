@@ -39,6 +39,7 @@ class PosteriorTable:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._unwritten: dict[int, npt.NDArray[np.float32]] = {}
+        self._untold: set[int] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._layout = self._read_layout()
@@ -72,14 +73,22 @@ class PosteriorTable:
         self._check_layout(local)
         parts = [local[name].detach().float().reshape(len(keys), -1) for name in sorted(local)]
         self._unwritten |= dict(zip(keys.tolist(), torch.cat(parts, dim=1).cpu().numpy(), strict=True))
+        self._untold |= set(keys.tolist())
 
     def unwritten(self) -> dict[str, Tensor]:
         """What is not in the files yet: ``keys`` (M,) and ``local.<name>`` (M, …); empty if all is."""
-        if not self._unwritten:
+        return self._named(list(self._unwritten))
+
+    def untold(self) -> dict[str, Tensor]:
+        """What was stored here since this was last called, in the form of `unwritten`: what other ranks do not have."""
+        told, self._untold = [key for key in self._unwritten if key in self._untold], set()
+        return self._named(told)
+
+    def _named(self, keys: list[int]) -> dict[str, Tensor]:
+        if not keys:
             return {}
-        local = self._as_local(np.stack(list(self._unwritten.values())))
-        named = {f"local.{name}": value for name, value in local.items()}
-        return {"keys": torch.tensor(list(self._unwritten)), **named}
+        local = self._as_local(np.stack([self._unwritten[key] for key in keys]))
+        return {"keys": torch.tensor(keys), **{f"local.{name}": value for name, value in local.items()}}
 
     def load_unwritten(self, saved: dict[str, Tensor]) -> None:
         """Takes back what `unwritten` gave, and forgets what was stored in memory since."""
@@ -87,10 +96,11 @@ class PosteriorTable:
         self.add_unwritten(saved)
 
     def add_unwritten(self, saved: dict[str, Tensor]) -> None:
-        """Adds what `unwritten` gave, here or on another rank; of a sequence that is there already it is the newer."""
+        """Adds what `unwritten` or another rank's `untold` gave, which replaces what was stored before."""
         if saved:
             local = {name.removeprefix("local."): value for name, value in saved.items() if name != "keys"}
             self.store(saved["keys"], local)
+        self._untold = set()
 
     def flush(self, *, write: bool = True) -> None:
         """Moves all rows into the files.
@@ -104,7 +114,7 @@ class PosteriorTable:
         if not self._unwritten:
             return
         width = self._width
-        new = [key for key in self._unwritten if key not in self._rows_of]
+        new = sorted(key for key in self._unwritten if key not in self._rows_of)  # alike on all ranks
         first = len(self._rows_of)
         places = self._rows_of | {key: first + i for i, key in enumerate(new)}
         try:

@@ -18,7 +18,7 @@ from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import DivergenceError, LTMError
 from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
-from ltm_pyro.ranks import present_ranks
+from ltm_pyro.ranks import RankLost, present_ranks
 from ltm_pyro.sharding import joined
 from ltm_pyro.training.checkpoints import Checkpoint
 from ltm_pyro.training.initial_weights import load_initial_weights
@@ -137,7 +137,7 @@ class Trainer:
         self.step = checkpoint.step
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
-            starts.flush(write=self.ranks.is_main)
+        self._flush_starts()
         self._rewind(self.step)
 
     def fit(self) -> bool:
@@ -152,7 +152,10 @@ class Trainer:
         if self.step >= self.settings.training.steps:
             return True
         with self.metrics, recorded_session(self.run.path, lambda: self.step, self.device):
-            return self._fit()
+            try:
+                return self._fit()
+            except RankLost as error:
+                raise RankLost(f"{error}; {self._what_stands()}: start the job again with --resume") from error
 
     def _fit(self) -> bool:
         training = self.settings.training
@@ -163,13 +166,13 @@ class Trainer:
         with StopRequest() as stop:
             while self.step < training.steps and not stopping:
                 taken = self._take_step()
-                stopping = self.ranks.any(bool(stop))  # the signal may have reached one rank alone
                 last = self.step == training.steps
                 if last or self.step % training.log_every == 0:
                     self._log(taken)
                 paused = time.perf_counter()
                 if last or self.step % training.eval_every == 0:
                     self._validate()
+                stopping = self.ranks.any(bool(stop))  # the signal may have reached one rank alone
                 if last or stopping or self.step % training.checkpoint_every == 0:
                     self._require_finite(taken)
                     self._save()
@@ -258,15 +261,19 @@ class Trainer:
         if self.ranks.is_main:
             self.store.save(checkpoint)
         self.ranks.wait()
-        if starts is not None:
-            starts.flush(write=self.ranks.is_main)
+        self._flush_starts()
         self.observer.saved(self.store.path(self.step))
 
     def _exchange_starts(self) -> None:
         """Posteriors that outlive a step become known to all ranks."""
         if self.learner.starts is not None and self.ranks.size > 1:
-            for fitted in self.ranks.gather(self.learner.starts.unwritten()):
+            for fitted in self.ranks.gather(self.learner.starts.untold()):
                 self.learner.starts.add_unwritten(fitted)
+
+    def _flush_starts(self) -> None:
+        if self.learner.starts is not None:
+            self.learner.starts.flush(write=self.ranks.is_main)
+            self.ranks.wait()  # the others read what rank 0 writes
 
     def _rewind(self, step: int) -> None:
         if self.ranks.is_main:
@@ -297,12 +304,14 @@ class Trainer:
     def _require_finite(self, taken: SlowStep) -> None:
         finite = math.isfinite(float(taken.loss)) and math.isfinite(float(taken.gradient_norm))
         if self.ranks.any(not finite):
-            saved = self.store.paths()
-            where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
             raise DivergenceError(
                 f"the loss or its gradient is not finite at step {self.step}: lower training.slow_lr or "
-                f"inference.fast_lr; {where}"
+                f"inference.fast_lr; {self._what_stands()}"
             )
+
+    def _what_stands(self) -> str:
+        saved = self.store.paths()
+        return f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
 
 
 def _step_seed(seed: int, step: int) -> int:
