@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["RankLost", "Ranks", "is_split", "joined_ranks", "present_ranks"]
+__all__ = ["RankLost", "Ranks", "is_split", "joined_ranks", "noticing_loss", "present_ranks"]
 
 T = TypeVar("T")
 
@@ -287,9 +287,22 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(
-            f"another rank ended, or has not answered ({_reason(error)}); its own message says why"
-        ) from error
+        raise _lost(error) from error
+
+
+@contextmanager
+def noticing_loss() -> Iterator[None]:
+    """What torch says of a rank that is gone, as one line; around work that fails for other reasons, too."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: RuntimeError) -> RankLost:
+    return RankLost(f"another rank ended, or has not answered ({_reason(error)}); its own message says why")
 
 
 def _reason(error: BaseException) -> str:

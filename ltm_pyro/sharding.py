@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from ltm_pyro.decoder.tied import TiedTransformer
-from ltm_pyro.ranks import Ranks, is_split
+from ltm_pyro.ranks import Ranks, is_split, noticing_loss
 
 __all__ = ["Sharding", "clip_norm_", "joined", "split_like", "total_norm"]
 
@@ -93,9 +93,13 @@ class Sharding:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Inside, the model takes slow steps; every rank goes through its network as often as the others."""
+        """Inside, the model takes slow steps; every rank goes through its network as often as the others.
+
+        Raises:
+            RankLost: another rank does not take part.
+        """
         # A block that is run again for its gradients is run to its end, where FSDP's hooks are.
-        with set_checkpoint_early_stop(False):
+        with noticing_loss(), set_checkpoint_early_stop(False):
             self.root.gather_root()
             try:
                 yield
@@ -104,11 +108,16 @@ class Sharding:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, every rank holds all weights, and goes through the network as often as it likes; no slow step."""
+        """Inside, every rank holds all weights, and goes through the network as often as it likes; no slow step.
+
+        Raises:
+            RankLost: another rank does not take part.
+        """
         self._keep(True)
         try:
-            for part in (self.root, *self.units):
-                part.unshard()
+            with noticing_loss():
+                for part in (self.root, *self.units):
+                    part.unshard()
             yield
         finally:
             self._keep(False)
@@ -137,13 +146,17 @@ def joined(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """The tensors by name, those in parts whole and on the CPU; on the main rank alone, for the others they are empty.
 
     All ranks call it. One tensor at a time is whole on a device.
+
+    Raises:
+        RankLost: another rank does not take part.
     """
     found = {}
     for name, value in tensors.items():
         if not is_split(value):
             found[name] = value
             continue
-        full: Tensor = value.full_tensor()  # type: ignore[attr-defined]
+        with noticing_loss():
+            full: Tensor = value.full_tensor()  # type: ignore[attr-defined]
         found[name] = full.cpu() if ranks.is_main else full.new_empty(0, device="cpu")
     return found
 
