@@ -151,7 +151,8 @@ def joined(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
         RankLost: another rank does not take part.
     """
     found = {}
-    for name, value in tensors.items():
+    for name in sorted(tensors):  # moments that were read from a file come in another order on every rank
+        value = tensors[name]
         if not is_split(value):
             found[name] = value
             continue
