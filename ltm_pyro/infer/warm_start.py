@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.guides.base import LocalParams
 
 __all__ = ["PosteriorTable"]
@@ -41,6 +41,9 @@ class PosteriorTable:
         self._unwritten: dict[int, npt.NDArray[np.float32]] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error, "or choose another folder") from error
+        try:
             self._layout = self._read_layout()
             self._rows_of = self._read_keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -66,12 +69,13 @@ class PosteriorTable:
         }
 
     def store(self, keys: Int[Tensor, " batch"], local: LocalParams) -> None:
-        """Remembers fitted values; those of a sequence that was stored before are replaced."""
+        """Remembers fitted values in place of those stored before; what is not finite is no start, and is left out."""
         if not local:
             return
         self._check_layout(local)
         parts = [local[name].detach().float().reshape(len(keys), -1) for name in sorted(local)]
-        self._unwritten |= dict(zip(keys.tolist(), torch.cat(parts, dim=1).cpu().numpy(), strict=True))
+        rows = torch.cat(parts, dim=1).cpu().numpy()
+        self._unwritten |= {key: row for key, row in zip(keys.tolist(), rows, strict=True) if np.isfinite(row).all()}
 
     def unwritten(self) -> dict[str, Tensor]:
         """What is not in the files yet: ``keys`` (M,) and ``local.<name>`` (M, …); empty if all is."""
@@ -109,17 +113,18 @@ class PosteriorTable:
                 file.seek(8 * first)
                 file.write(np.array(new, "<i8").tobytes())
         except OSError as error:
-            raise LTMError(
-                f"cannot write {self.folder}: {error.strerror}; free some space and resume the run"
-            ) from error
+            raise unwritable(self.folder, error, "and resume the run") from error
         self._rows_of = places
         self._unwritten = {}
 
     def clear(self) -> None:
         """Forgets everything, in the files too."""
         self._unwritten, self._rows_of, self._layout = {}, {}, None
-        for name in ("layout.json", "keys.bin", "rows.bin"):
-            (self.folder / name).unlink(missing_ok=True)
+        try:
+            for name in ("layout.json", "keys.bin", "rows.bin"):
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error, "and resume the run") from error
 
     @property
     def _width(self) -> int:
@@ -153,7 +158,7 @@ class PosteriorTable:
                 aside.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
                 aside.replace(path)
             except OSError as error:
-                raise LTMError(f"cannot write {path}: {error.strerror}; free some space and resume the run") from error
+                raise unwritable(path, error, "and resume the run") from error
             self._layout = layout
         elif self._layout != layout:
             raise LTMError(

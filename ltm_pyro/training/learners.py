@@ -17,6 +17,7 @@ from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
 from ltm_pyro.flops import DecoderSize, slow_step_flops
 from ltm_pyro.infer.fast_slow import FastSlowSVI
+from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.infer.subsampling import FastStep, planned_steps
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
@@ -31,12 +32,16 @@ class SlowStep(NamedTuple):
     """What one slow step saw; tensors stay on the device.
 
     ``sums`` are nats of the whole batch by name, ``loss`` among them, and its scored ``tokens``; ``gradient_norm`` is
-    before clipping. ``fast_steps`` are what each micro-batch's ran on; empty where there are none to take.
+    before clipping. ``fast_steps`` are what each micro-batch's ran on; empty where there are none to take. A step is
+    ``skipped`` where the loss or its gradient is not finite: weights and moments are as before it. ``sequence_losses``
+    (B,) are the sequences' own, None where they are not known apart.
     """
 
     sums: dict[str, Tensor]
     gradient_norm: Tensor
     fast_steps: tuple[tuple[FastStep, ...], ...] = ()
+    skipped: bool = False
+    sequence_losses: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -124,7 +129,11 @@ class ThoughtLearner(Learner):
             sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
         if info.guide_loss is not None:
             sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
-        return SlowStep(sums, info.gradient_norm, tuple(posterior.fast_steps for posterior in info.posteriors))
+        if info.diverged is not None:
+            sums["diverged_sequences"] = info.diverged.sum()
+        fast_steps = tuple(posterior.fast_steps for posterior in info.posteriors)
+        losses = None if info.terms is None else -info.terms.elbo
+        return SlowStep(sums, info.gradient_norm, fast_steps, info.skipped, losses)
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         size = self.settings.training.micro_batch_size or len(batch)
@@ -177,15 +186,12 @@ class BaselineLearner(Learner):
         losses = []
         for start in range(0, len(batch), size):
             part = batch if size >= len(batch) else batch[slice(start, start + size)]
-            loss = self.model.sequence_loss(part, seed=seed).sum()
-            (loss / total).backward()
-            losses.append(loss.detach())
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if training.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, training.clip_norm, norm)
-        self.optimizer.step()
-        return SlowStep({"tokens": total, "loss": torch.stack(losses).sum()}, norm)
+            part_losses = self.model.sequence_loss(part, seed=seed)
+            (part_losses.sum() / total).backward()
+            losses.append(part_losses.detach())
+        each = torch.cat(losses)
+        update = slow_update(self.optimizer, self.model.parameters(), training.clip_norm, each.sum())
+        return SlowStep({"tokens": total, "loss": each.sum()}, update.norm, (), update.skipped, each)
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         return self.model.step_flops(batch)

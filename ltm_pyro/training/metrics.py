@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.training.checkpoints import write_durably
 
 __all__ = ["MetricsLog"]
@@ -46,7 +46,7 @@ class MetricsLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+            raise unwritable(self.path, error, "and resume the run") from error
         if self._writer is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "step":
@@ -76,4 +76,4 @@ class MetricsLog:
         try:
             write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         except OSError as error:
-            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+            raise unwritable(self.path, error, "and resume the run") from error

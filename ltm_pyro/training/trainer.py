@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import LTMError
 from ltm_pyro.noise import mix64
-from ltm_pyro.training.checkpoints import Checkpoint
+from ltm_pyro.training.checkpoints import Checkpoint, not_finite
 from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.optimizer import moments, restore_moments
 from ltm_pyro.training.run import RunDirectory, choose_device, load_weights
 from ltm_pyro.training.schedules import slow_lr
-from ltm_pyro.training.signals import StopRequest
+from ltm_pyro.training.signals import OutOfTime, StopRequest
+from ltm_pyro.training.skipping import SkippedSteps, describe_sequences
 
 __all__ = ["Observer", "Trainer"]
 
@@ -80,7 +81,12 @@ class Trainer:
         self.store = run.store(training.keep_checkpoints)
         events = run.path / "tensorboard" if training.tensorboard else None
         self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
+        self.skipping = SkippedSteps(training.max_skipped_steps)
+        self._stop = StopRequest()
+        # An update that has begun is brought to its end, whatever hurry there is.
+        self.optimizer.register_step_pre_hook(lambda *_: self._stop.finish())
         self.step = 0
+        self._saved = 0
         self.tokens = 0  # scored by all steps so far
         self.flops = 0  # of all steps so far
         # Sums over the steps since the last row of metrics, first as tensors that wait on the device, and since when.
@@ -111,7 +117,8 @@ class Trainer:
         self.tokens, self.flops = self._spent_until(checkpoint)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self._sums = dict(checkpoint.state["sums"])
-        self.step = checkpoint.step
+        self.skipping.load_state_dict(checkpoint.state.get("skipped", {}))
+        self.step = self._saved = checkpoint.step
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
             starts.flush()
@@ -120,54 +127,99 @@ class Trainer:
     def fit(self) -> bool:
         """Trains up to the configured number of steps; returns whether it got there.
 
-        SIGINT and SIGTERM end it after the present step, with a checkpoint.
+        SIGINT, SIGTERM and SIGUSR1 end it after the present step, with a checkpoint; a step that takes too long after
+        one of the latter two is given up, and the checkpoint is of the step before.
 
         Raises:
-            LTMError: the loss is no longer finite, or the disk is full; the last checkpoint stands.
+            LTMError: the loss is not finite too often, the disk is full, or another trainer works on the run; the last
+                checkpoint stands.
         """
-        training = self.settings.training
-        if self.step == 0:
+        with self.run.lock(), StopRequest(self.settings.training.grace_seconds) as self._stop:
+            with suppress(OutOfTime):  # what is there is that of the last whole step
+                self._fit()
+            if self._stop and self._saved != self.step:
+                self._save()
+        return self.step >= self.settings.training.steps
+
+    def _fit(self) -> None:
+        training, stop = self.settings.training, self._stop
+        if (self.step == training.steps or self.step % training.eval_every == 0) and not self._is_validated():
             self._validate()
         self._clock = (time.perf_counter(), self._sums.get("tokens", 0.0))
-        with StopRequest() as stop:
-            while self.step < training.steps and not stop:
-                taken = self._take_step()
-                last = self.step == training.steps
-                if last or self.step % training.log_every == 0:
-                    self._log(taken)
-                paused = time.perf_counter()
-                if last or self.step % training.eval_every == 0:
-                    self._validate()
-                if last or stop or self.step % training.checkpoint_every == 0:
-                    self._require_finite(taken)
-                    self._save()
-                # The speed is that of training: what else was done does not count.
-                began, before = self._clock
-                self._clock = (began + time.perf_counter() - paused, before)
-        return self.step >= training.steps
+        while self.step < training.steps and not stop:
+            taken = self._take_step()
+            last = self.step == training.steps
+            if last or self.step % training.log_every == 0:
+                self._log(taken)
+            paused = time.perf_counter()
+            if last or stop or self.step % training.checkpoint_every == 0:
+                self._save()
+            # After the checkpoint, and not in a hurry: a run that goes on from there makes up for it.
+            if last or (not stop and self.step % training.eval_every == 0):
+                self._validate()
+            # The speed is that of training: what else was done does not count.
+            began, before = self._clock
+            self._clock = (began + time.perf_counter() - paused, before)
+
+    def _is_validated(self) -> bool:
+        return any(row["step"] == self.step and row["split"] == "validation" for row in self.metrics.rows())
 
     def _take_step(self) -> SlowStep:
         training = self.settings.training
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
-        batch = self.data.train.batch(next(self.sampler))
+        before = self.sampler.state_dict()
+        indices = next(self.sampler)
+        batch = self.data.train.batch(indices)
         if self.settings.decoder.compile:
             batch = batch.rounded_up(_COMPILED_LENGTHS)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
-        taken = self.learner.step(batch.to(self.device), at=self.step, seed=_step_seed(training.seed, self.step))
+        seed = _step_seed(training.seed, self.step)
+        try:
+            with self._stop.bounded():
+                taken = self.learner.step(batch.to(self.device), at=self.step, seed=seed)
+        except OutOfTime:
+            self.sampler.load_state_dict(before)
+            raise
         self.step += 1
         self.tokens += int(batch.num_scored.sum())
         self.flops += self.learner.flops(batch, taken.fast_steps)
-        self._unread.append(taken.sums)
+        if taken.skipped:
+            self._count_skipped(indices, taken)
+        else:
+            self.skipping.taken()
+            self._unread.append(taken.sums)
         return taken
 
+    def _count_skipped(self, indices: list[int], taken: SlowStep) -> None:
+        """Warns of a step that was left out.
+
+        Raises:
+            LTMError: it was one too many.
+        """
+        too_many = self.skipping.skipped()
+        weight = not_finite(dict(self.learner.modules.named_parameters()))
+        what = describe_sequences(self.data.train, self.data.tokenizer, indices, taken.sequence_losses)
+        what = what if weight is None else f"the weights {weight} are not finite"
+        if not too_many and weight is None:
+            warnings.warn(f"step {self.step} is left out: {what}", stacklevel=3)
+            return
+        saved = self.store.paths()
+        where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
+        mend = "lower training.slow_lr" if weight else "lower training.slow_lr or inference.fast_lr, or mend the texts"
+        raise LTMError(f"step {self.step} is left out ({self.skipping.in_a_row} in a row): {what}; {mend}; {where}")
+
     def _log(self, taken: SlowStep) -> None:
-        self._require_finite(taken)
         sums = self._read_sums()
+        if not sums:
+            return  # every step since the last row was left out
         tokens = sums.pop("tokens")
+        diverged = sums.pop("diverged_sequences", None)
         row: dict[str, Any] = {"step": self.step, "split": "train"}
         row |= {name: value / tokens for name, value in sums.items()}
-        row["gradient_norm"] = float(taken.gradient_norm)
+        row["gradient_norm"] = None if taken.skipped else float(taken.gradient_norm)
+        row["skipped_steps"] = self.skipping.total
+        row |= {} if diverged is None else {"diverged_sequences": int(diverged)}
         row |= self.learner.rates(self.step - 1)
         row["epoch"] = self.sampler.progress
         row |= self._spent()
@@ -189,14 +241,17 @@ class Trainer:
         training = self.settings.training
         self.learner.modules.eval()
         model = self.learner.language_model(self.step)
-        report = model.evaluate(
-            self.data.validation,
-            self._validation,
-            samples=model.validation_samples,
-            batch_size=training.micro_batch_size or training.batch_size,
-            seed=training.seed,
-        )
-        self.learner.modules.train()
+        try:
+            with self._stop.bounded():
+                report = model.evaluate(
+                    self.data.validation,
+                    self._validation,
+                    samples=model.validation_samples,
+                    batch_size=training.micro_batch_size or training.batch_size,
+                    seed=training.seed,
+                )
+        finally:
+            self.learner.modules.train()
         row = {"step": self.step, "split": "validation", **report.to_dict(), **self._spent()}
         self.metrics.append(row)
         self.observer.validation(row)
@@ -211,6 +266,7 @@ class Trainer:
                 state={
                     "sampler": self.sampler.state_dict(),
                     "sums": self._read_sums(),
+                    "skipped": self.skipping.state_dict(),
                     "tokens": self.tokens,
                     "flops": self.flops,
                 },
@@ -219,6 +275,7 @@ class Trainer:
         )
         if starts is not None:
             starts.flush()
+        self._saved = self.step
         self.observer.saved(path)
 
     def _spent_until(self, checkpoint: Checkpoint) -> tuple[int, int]:
@@ -240,15 +297,6 @@ class Trainer:
 
     def _spent(self) -> dict[str, int]:
         return {"training_tokens": self.tokens, "training_flops": self.flops}
-
-    def _require_finite(self, taken: SlowStep) -> None:
-        if not (math.isfinite(float(taken.loss)) and math.isfinite(float(taken.gradient_norm))):
-            saved = self.store.paths()
-            where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
-            raise LTMError(
-                f"the loss or its gradient is not finite at step {self.step}: lower training.slow_lr or "
-                f"inference.fast_lr; {where}"
-            )
 
 
 def _step_seed(seed: int, step: int) -> int:
