@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -14,11 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ltm_pyro.errors import LTMError, unwritable
+from ltm_pyro.locks import try_lock
 
 __all__ = ["RunLock", "is_locked"]
-
-_PATIENCE = (0.05, 0.1, 0.2)  # seconds: somebody may just be asking whether it is locked
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what file systems without flock say
 
 
 class RunLock:
@@ -84,31 +81,26 @@ class RunLock:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                for wait in _PATIENCE:
-                    if _lock(descriptor):
-                        break
-                    time.sleep(wait)
-                else:
+                free = _patiently(descriptor)
+                if free is False:
                     raise LTMError(
                         f"{self.folder} is in use: {_holder(self.path)} trains there; wait for it, stop it, or choose "
                         "another --out"
                     )
-                if _is_at(descriptor, self.path):
+                if free and _is_at(descriptor, self.path):
                     return descriptor
-                os.close(descriptor)  # its holder took the file away as it left: a new one stands there, or none
-            except OSError as error:
-                os.close(descriptor)
-                if error.errno not in _NO_LOCKS:
-                    raise
-                warnings.warn(
-                    f"{self.folder} cannot be locked ({error.strerror}): see to it yourself that no other trainer "
-                    "works there",
-                    stacklevel=4,
-                )
-                return None
             except BaseException:
                 os.close(descriptor)
                 raise
+            os.close(descriptor)
+            if free is None:
+                warnings.warn(
+                    f"{self.folder} is on a file system without locks: see to it yourself that no other trainer works "
+                    "there",
+                    stacklevel=4,
+                )
+                return None
+            # The holder took the file away as it left: there is a new one, or none.
 
 
 def is_locked(folder: Path) -> bool:
@@ -118,28 +110,19 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(descriptor, shared=True)
-    except OSError:
-        return False
+        return try_lock(descriptor, shared=True) is False
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Takes the lock; False where another holds it.
-
-    Raises:
-        OSError: there are no locks here.
-    """
-    try:
-        import fcntl
-    except ImportError as error:
-        raise OSError(errno.ENOSYS, "this system has no flock") from error
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _patiently(descriptor: int) -> bool | None:
+    """`try_lock`, a few times: somebody may only have asked whether it is free."""
+    for wait in (0.05, 0.1, 0.2):
+        free = try_lock(descriptor)
+        if free is not False:
+            return free
+        time.sleep(wait)
+    return False
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -53,20 +53,28 @@ def describe_sequences(
     tokenizer: Tokenizer,
     indices: Sequence[int],
     losses: Float[Tensor, " batch"] | None,
+    diverged: int = 0,
 ) -> str:
     """Which sequences of a batch gave a loss that is not finite: their numbers, documents and how their texts begin.
 
-    Where the losses are all finite and only the gradient is not, any sequence of the batch may be it.
+    Where the losses are all finite and only the gradient is not, any sequence of the batch may be it; so it is where
+    the fast loop diverged for all.
 
     Args:
         data: that the batch is from.
         tokenizer: reads the texts.
         indices: of the batch's sequences in ``data``.
         losses: (B,) of the sequences; None where they are not known apart.
+        diverged: how many sequences' fast loops led nowhere.
     """
     finite = [True] * len(indices) if losses is None else losses.isfinite().tolist()
     bad = [index for index, good in zip(indices, finite, strict=True) if not good]
-    found = "the loss is not finite for" if bad else "the losses are finite, their gradient is not, of one or more of"
+    if bad:
+        found = "the loss is not finite for"
+    elif diverged == len(indices):
+        found = "the fast loop diverged for every sequence:"
+    else:
+        found = "the losses are finite, their gradient is not, of one or more of"
     chosen = bad or list(indices)
     parts = [_identity(data, tokenizer, index) for index in chosen[:_NAMED]]
     if len(chosen) > _NAMED:

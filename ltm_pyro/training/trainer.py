@@ -98,8 +98,13 @@ class Trainer:
         """Goes back to the newest whole checkpoint, or to the start where there is none yet.
 
         Raises:
-            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes.
+            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes; another
+                trainer works on the run.
         """
+        with self.run.lock():
+            self._resume()
+
+    def _resume(self) -> None:
         if self.run.class_names != self.data.class_names:
             raise LTMError(
                 f"the data have the classes {', '.join(self.data.class_names) or 'none'}, the run was started with "
@@ -199,7 +204,8 @@ class Trainer:
         """
         too_many = self.skipping.skipped()
         weight = not_finite(dict(self.learner.modules.named_parameters()))
-        what = describe_sequences(self.data.train, self.data.tokenizer, indices, taken.sequence_losses)
+        lost = int(taken.sums.get("diverged_sequences", torch.tensor(0)))
+        what = describe_sequences(self.data.train, self.data.tokenizer, indices, taken.sequence_losses, lost)
         what = what if weight is None else f"the weights {weight} are not finite"
         if not too_many and weight is None:
             warnings.warn(f"step {self.step} is left out: {what}", stacklevel=3)
