@@ -153,8 +153,11 @@ def command(
         validation_data,
         words,
     )
+    from ltm_pyro.evaluation.together import evaluate_together
+    from ltm_pyro.ranks import present_ranks
     from ltm_pyro.training import load_run
 
+    ranks = present_ranks()
     loaded = load_run(run, device=device)
     model = loaded.language_model
     chosen = model.choose(protocols or None)
@@ -162,7 +165,9 @@ def command(
         loaded.svi  # noqa: B018 - refuses a model without thoughts before the long work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
     with notices.status("Preparing the data"):
-        sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
+        sequences = ranks.main_first(
+            lambda: validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
+        )
     indices = range(min(len(sequences), max_sequences or len(sequences)))
     options: dict[str, Any] = {
         "samples": samples,
@@ -171,7 +176,9 @@ def command(
         "seed": seed,
     }
     with notices.status(f"Scoring {len(indices)} sequences"):
-        report = model.evaluate(sequences, indices, protocols=chosen, block_size=block_size, **options)
+        report = evaluate_together(
+            model, sequences, indices, ranks=ranks, protocols=chosen, block_size=block_size, **options
+        )
     row = {"run": run, "step": loaded.step, "model": model.kind, "data": source, **report.to_dict()}
     row |= bits_per_character(report, characters(sequences, indices, loaded.tokenizer))
     row |= perplexities(report, words(sequences, indices, loaded.tokenizer))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import TextIO
 
 import click
@@ -60,6 +63,18 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     if "" not in sys.path:
         sys.path.append("")  # priors and guides of the user's own may lie in the working directory
+    # Torchrun's and srun's variables, looked up by name here: without them there is nothing to import.
+    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        from ltm_pyro.cli.ranked import main_of_rank
+
+        main_of_rank(run, arguments)
+    else:
+        run(arguments)
+
+
+def run(arguments: list[str] | None, say: Callable[[str], None] | None = None) -> None:
+    """Runs the command line and exits; ``say`` prints the line of an error, by default on standard error."""
+    say = say or partial(click.echo, err=True)
     try:
         sys.exit(cli.main(arguments, prog_name="ltm-pyro", standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -68,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         where = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see {where.command_path} --help)" if where else ""
-        click.echo(f"Error: {' '.join(error.format_message().split())}{hint}", err=True)
+        say(f"Error: {' '.join(error.format_message().split())}{hint}")
         sys.exit(error.exit_code)
     except click.Abort:
         click.echo("Aborted.", err=True)
@@ -79,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         if not isinstance(error, LTMError):
             raise
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        say(f"Error: {' '.join(str(error).split())}")
         sys.exit(2)
 
 

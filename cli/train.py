@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.data import Data
+    from ltm_pyro.ranks import Ranks
     from ltm_pyro.training import RunDirectory
 
 __all__ = ["command"]
@@ -75,6 +77,9 @@ def command(
     """
     from ltm_pyro.cli.render import notices, show_settings
 
+    from ltm_pyro.ranks import present_ranks
+
+    ranks = present_ranks()
     overrides = _overrides(config, assignments, flags)
     fitted = _to_be_fitted(overrides)
     if resume:
@@ -84,17 +89,17 @@ def command(
 
         name = preset or overrides.pop("preset", None) or "tiny"
         settings = named(name).updated(overrides)
-        place = Path(out) if out else _new_directory(name, settings)
+        place = ranks.same(Path(out) if out else _new_directory(name, settings))
         run = _refuse_what_cannot_be(place, settings)
     _refuse_options_of_thoughts(settings, flags)
     fitted = None if resume else fitted  # a resumed run keeps the number that was found when it began
     if fitted is None:
         show_settings(settings)
-    with run.lock():
+    with run.lock() if ranks.is_main else nullcontext():  # rank 0 holds it for all
         with notices.status("Preparing the data"):
-            data = _data(settings, run.path / "tokenizer.json" if resume else None)
+            data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None))
         if fitted is not None:
-            settings = _fit(settings, data, fitted)
+            settings = _fit(settings, data, fitted, ranks)
             show_settings(settings)
         _train(run, settings, data, resume)
 
@@ -162,7 +167,7 @@ def _to_be_fitted(overrides: dict[str, Any]) -> str | None:
     return chosen[0] if chosen else None
 
 
-def _fit(settings: Settings, data: Data, address: str) -> Settings:
+def _fit(settings: Settings, data: Data, address: str, ranks: Ranks) -> Settings:
     """The settings with the number of sequences that fit."""
     from ltm_pyro.cli.render import console, notices
 
@@ -171,6 +176,7 @@ def _fit(settings: Settings, data: Data, address: str) -> Settings:
     whole = address == "training.batch_size"
     with notices.status("Finding how many sequences fit"):
         size, how = fit_batch_size(settings, data, most=None if whole else settings.training.batch_size)
+    size = min(ranks.gather(size)) * (ranks.size if whole else 1)
     console.print(f"{address} = {size}: {how}\n", highlight=False, soft_wrap=True)
     return settings.updated({address: size} | ({"training.micro_batch_size": None} if whole else {}))
 
@@ -241,15 +247,23 @@ def _refuse_what_cannot_be(place: Path, settings: Settings) -> RunDirectory:
 def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> None:
     from ltm_pyro.cli.render import TrainingDisplay, console, show_samples
 
+    from ltm_pyro.errors import LTMError
     from ltm_pyro.training import RunDirectory, Trainer, load_run
 
     display = TrainingDisplay(settings.training.steps)
     trainer = Trainer(settings, data, run, display)
+    ranks = trainer.ranks
     if resume:
         trainer.resume()
-        run.write_settings(settings, data.tokenizer.vocab_size, data.class_names)
-    else:
+        if ranks.is_main:
+            run.write_settings(settings, data.tokenizer.vocab_size, data.class_names)
+    elif ranks.is_main:
         RunDirectory.create(run.path, settings, data.tokenizer, data.class_names)
+    ranks.wait()
+    if not run.exists:
+        raise LTMError(
+            f"rank {ranks.rank} does not see the run directory {run.path}: put --out on a disk that all share"
+        )
     display.show_start(run.path, data.counts, trainer.learner.modules["model"], trainer.step)
     with display:
         finished = trainer.fit()
@@ -260,6 +274,8 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
             f"    ltm-pyro train --resume --out {shlex.quote(str(run.path))}\n", soft_wrap=True, highlight=False
         )
         sys.exit(130)
+    if not ranks.is_main:
+        return
     thoughts = ", from thoughts drawn from the prior" if settings.model.name == "ltm" else ""
     console.print(f"\nTexts of its own{thoughts}:\n")
     show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import nn
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
 from ltm_pyro.guides import Guide, LocalParams, latent_sites
 from ltm_pyro.infer import FastConfig, FastSlowSVI, Posterior, langevin
+from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.language_model import LanguageModel
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, draw_seed
@@ -122,14 +122,12 @@ class LangevinLearner(Learner):
         thoughts = self.chains.infer(batch, seed=seed).sample()[0]
         self.optimizer.zero_grad(set_to_none=True)
         total = batch.num_scored.sum().clamp(min=1)
-        loss = -model.likelihood(thoughts, batch, None).log_prob(batch.tokens).sum()
-        (loss / total).backward()
-        weights = [p for p in model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        if self.inner.svi.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(weights, self.inner.svi.clip_norm, norm)
-        self.optimizer.step()
-        return SlowStep({"tokens": total, "loss": loss.detach(), "reconstruction": loss.detach()}, norm)
+        losses = -model.likelihood(thoughts, batch, None).log_prob(batch.tokens)
+        (losses.sum() / total).backward()
+        losses = losses.detach()
+        update = slow_update(self.optimizer, losses.sum(), clip_norm=self.inner.svi.clip_norm)
+        sums = {"tokens": total, "loss": losses.sum(), "reconstruction": losses.sum()}
+        return SlowStep(sums, update.norm, skipped=update.skipped, sequence_losses=losses)
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return self.inner.language_model(at)

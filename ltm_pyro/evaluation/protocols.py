@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -77,6 +77,19 @@ class Report:
     bound: bool = True
     k_hat: Float[Tensor, " sequence"] | None = None
     block_size: int | None = None
+
+    @staticmethod
+    def joined(reports: Sequence[Report]) -> Report:
+        """The report of all sequences from those of several sets of them, made by the same settings."""
+        first = reports[0]
+        return replace(
+            first,
+            values={name: torch.cat([report.values[name] for report in reports]) for name in first.values},
+            num_scored=torch.cat([report.num_scored for report in reports]),
+            k_hat=None
+            if first.k_hat is None
+            else torch.cat([report.k_hat for report in reports if report.k_hat is not None]),
+        )
 
     def mean(self, name: str) -> tuple[float, float]:
         """Value per token of one of ``values``, and its standard error (NaN for one sequence).

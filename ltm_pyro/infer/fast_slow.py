@@ -24,6 +24,7 @@ from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.noise import SequenceGenerator, draw_seed
+from ltm_pyro.ranks import Ranks
 
 __all__ = ["FastSlowSVI", "StepInfo"]
 
@@ -33,10 +34,12 @@ class StepInfo:
     """What one `FastSlowSVI.step` saw; tensors stay on the device.
 
     Args:
-        loss: scalar, negative ELBO in nats per scored token over the batch.
+        loss: scalar, negative ELBO in nats per scored token over the batch; where several ranks take the step, this
+            one's share of it: the ranks' sum is that of all their sequences.
         terms: (B,) ELBO terms at the final q, before the slow update; None where the ELBO does not give them apart.
         num_scored: (B,) scored tokens.
-        gradient_norm: scalar, norm of the slow gradient before clipping.
+        total: scalar, scored tokens of the step, of all ranks; what the losses are divided by.
+        gradient_norm: scalar, norm of the slow gradient before clipping, of all ranks.
         guide_loss: scalar, what the guide's own weights are taught besides the ELBO, in nats per scored token (how far
             a semi-amortised guide's encoder starts from where the fast loop ends); None where there is no such thing.
         posteriors: those of the micro-batches; they were fitted under the weights before the update, and score under
@@ -50,6 +53,7 @@ class StepInfo:
     loss: Float[Tensor, ""]
     terms: ELBOTerms | None
     num_scored: Tensor
+    total: Tensor
     gradient_norm: Float[Tensor, ""]
     posteriors: Sequence[Posterior]
     guide_loss: Float[Tensor, ""] | None = None
@@ -79,6 +83,8 @@ class FastSlowSVI:
         free_bits: nats of a sequence's KL that training does not charge for; it reports the ELBO all the same.
         starts: where `step` keeps each sequence's fitted local parameters, to start from when it meets the sequence
             again; None starts every time anew. `infer` neither reads nor fills it.
+        ranks: those that take each slow step together, each on its own sequences: the step is that of one process on
+            all of them. None for a process alone.
 
     Raises:
         LTMError: the prior refuses the guide, ``free_bits`` is below 0, or a setting needs `SequenceELBO`.
@@ -99,6 +105,7 @@ class FastSlowSVI:
         autocast: torch.dtype | None = None,
         free_bits: float = 0.0,
         starts: PosteriorTable | None = None,
+        ranks: Ranks | None = None,
     ):
         if refusal := model.prior.refusal(type(guide)):
             raise LTMError(refusal)
@@ -114,6 +121,7 @@ class FastSlowSVI:
         self.autocast = autocast
         self.free_bits = free_bits
         self.starts = starts
+        self.ranks = ranks or Ranks()
         for name, asked in (("a tolerance", self.fast.tolerance is not None), ("free_bits", free_bits > 0)):
             if asked:
                 self._require_terms(name)
@@ -175,7 +183,7 @@ class FastSlowSVI:
         size = micro_batch_size or len(batch)
         weights = [p for group in self.slow.param_groups for p in group["params"] if p.requires_grad]
         self.slow.zero_grad(set_to_none=True)
-        total = batch.num_scored.sum().clamp(min=1)
+        total = self.ranks.sum(batch.num_scored.sum()).clamp(min=1)
         losses, terms, posteriors, guide_losses = [], [], [], []
         for start in range(0, len(batch), size):
             # The whole batch keeps its index of scored tokens, which a part has to make anew.
@@ -187,10 +195,8 @@ class FastSlowSVI:
             posteriors.append(posterior)
         diverged = [posterior.diverged for posterior in posteriors if posterior.diverged is not None]
         loss, lost = torch.stack(losses).sum(), torch.cat(diverged) if diverged else None
-        # With nothing left to learn from, the moments would move the weights all the same.
-        update = slow_update(
-            self.slow, weights, self.clip_norm, loss if lost is None else torch.where(lost.all(), torch.nan, loss)
-        )
+        fitted = None if lost is None else (~lost).sum()
+        update = slow_update(self.slow, loss, taught=fitted, clip_norm=self.clip_norm, ranks=self.ranks)
         if self.starts is not None and self.guide.refined:
             for posterior in posteriors:  # not before, so that a text that stands in two parts starts alike in both
                 self.starts.store(posterior.batch.keys, posterior.local)
@@ -199,6 +205,7 @@ class FastSlowSVI:
             loss=loss,
             terms=ELBOTerms.cat(known) if len(known) == len(terms) else None,
             num_scored=batch.num_scored,
+            total=total,
             gradient_norm=update.norm,
             posteriors=posteriors,
             guide_loss=torch.stack(guide_losses).sum() if guide_losses else None,

@@ -1,43 +1,58 @@
-"""The end of every slow step: the gradient's norm, clipping, and no update where a number is not finite."""
+"""One step of a slow optimiser from the gradients that its weights hold, the same for every kind of model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
+
+from ltm_pyro.ranks import Ranks
 
 __all__ = ["SlowUpdate", "slow_update"]
 
 
 class SlowUpdate(NamedTuple):
-    """What became of a slow gradient: its norm before clipping, and whether the update was left out."""
+    """What became of a slow gradient: its norm before clipping, and whether the step was left out."""
 
     norm: Float[Tensor, ""]
     skipped: bool
 
 
 def slow_update(
-    optimizer: torch.optim.Optimizer, weights: Iterable[Tensor], clip_norm: float | None, loss: Tensor
+    optimizer: optim.Optimizer,
+    loss: Float[Tensor, ""],
+    *,
+    taught: Tensor | None = None,
+    clip_norm: float | None = None,
+    ranks: Ranks | None = None,
 ) -> SlowUpdate:
-    """Clips the weights' ``grad`` and lets the optimiser step, if both the loss and the gradient are finite.
+    """Sums the gradients over the ranks, clips their norm, and steps, if the loss and the gradient are finite.
 
-    Where they are not, weights and moments stay as they are, to the last bit. That reads one number back from the
-    device; an optimiser that decided there would have to be fused, and count its steps on the device.
+    Where they are not, on whatever rank, weights and moments stay as they are, to the last bit. One number is read back
+    from the device for that: an optimiser that decided there would have to be fused, and count its steps there.
 
     Args:
-        optimizer: of the slow parameters.
-        weights: these parameters; those without a gradient are passed over.
+        optimizer: whose weights have gradients; those without one are left as they are.
+        loss: this rank's share of what the gradients are of.
+        taught: how many sequences have a share in this rank's gradients, where that can be none: the moments alone are
+            no reason to step. None where all have.
         clip_norm: the gradient's norm is clipped to this; None leaves it.
-        loss: scalar, what the gradient is of.
+        ranks: those that each hold a part of the gradient; None for a process alone.
+
+    Raises:
+        RankLost: another rank does not take part.
     """
-    weights = [weight for weight in weights if weight.grad is not None]
-    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    finite = bool(norm.isfinite() & loss.detach().isfinite())
-    if finite:
+    ranks = ranks or Ranks()
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    ranks.sum_gradients(weights)
+    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    some = torch.ones_like(loss) if taught is None else taught.to(loss)
+    whole, count = ranks.sum(torch.stack([loss.detach(), some]))
+    skipped = not bool(norm.isfinite() & whole.isfinite() & (count > 0))
+    if not skipped:
         if clip_norm is not None:
             nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
         optimizer.step()
-    return SlowUpdate(norm, not finite)
+    return SlowUpdate(norm, skipped)

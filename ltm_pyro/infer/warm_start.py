@@ -88,12 +88,19 @@ class PosteriorTable:
     def load_unwritten(self, saved: dict[str, Tensor]) -> None:
         """Takes back what `unwritten` gave, and forgets what was stored in memory since."""
         self._unwritten = {}
+        self.add_unwritten(saved)
+
+    def add_unwritten(self, saved: dict[str, Tensor]) -> None:
+        """Adds what `unwritten` gave, here or on another rank; of a sequence that is there already it is the newer."""
         if saved:
             local = {name.removeprefix("local."): value for name, value in saved.items() if name != "keys"}
             self.store(saved["keys"], local)
 
-    def flush(self) -> None:
+    def flush(self, *, write: bool = True) -> None:
         """Moves all rows into the files.
+
+        Args:
+            write: False where another rank, whose table is equal to this one, writes them.
 
         Raises:
             LTMError: the disk is full or not writable; what was in the files before is still there.
@@ -105,23 +112,24 @@ class PosteriorTable:
         first = len(self._rows_of)
         places = self._rows_of | {key: first + i for i, key in enumerate(new)}
         try:
-            with _opened(self.folder / "rows.bin") as file:
-                for key, row in self._unwritten.items():
-                    file.seek(4 * width * places[key])
-                    file.write(np.ascontiguousarray(row, "<f4").tobytes())
-            with _opened(self.folder / "keys.bin") as file:
-                file.seek(8 * first)
-                file.write(np.array(new, "<i8").tobytes())
+            if write:
+                with _opened(self.folder / "rows.bin") as file:
+                    for key, row in self._unwritten.items():
+                        file.seek(4 * width * places[key])
+                        file.write(np.ascontiguousarray(row, "<f4").tobytes())
+                with _opened(self.folder / "keys.bin") as file:
+                    file.seek(8 * first)
+                    file.write(np.array(new, "<i8").tobytes())
         except OSError as error:
             raise unwritable(self.folder, error, "and resume the run") from error
         self._rows_of = places
         self._unwritten = {}
 
-    def clear(self) -> None:
-        """Forgets everything, in the files too."""
+    def clear(self, *, write: bool = True) -> None:
+        """Forgets everything, in the files too unless another rank does that (``write``)."""
         self._unwritten, self._rows_of, self._layout = {}, {}, None
         try:
-            for name in ("layout.json", "keys.bin", "rows.bin"):
+            for name in ("layout.json", "keys.bin", "rows.bin") if write else ():
                 (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error, "and resume the run") from error

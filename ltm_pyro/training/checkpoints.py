@@ -60,6 +60,10 @@ class CheckpointStore:
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted((p for p in found if p.is_dir() and p.name[5:].isdigit()), reverse=True)
 
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint of a step, be it there or not."""
+        return self.folder / f"step-{step:08d}"
+
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint in full before it appears under its name, then lets the oldest ones go.
 
@@ -71,7 +75,7 @@ class CheckpointStore:
                 f"{name} is not finite after step {checkpoint.step}, so it is not saved: lower training.slow_lr and "
                 "resume the run; earlier checkpoints are untouched"
             )
-        target = self.folder / f"step-{checkpoint.step:08d}"
+        target = self.path(checkpoint.step)
         aside = self.folder / f".{target.name}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.infer.subsampling import FastStep, planned_steps
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
+from ltm_pyro.ranks import present_ranks
 from ltm_pyro.training.optimizer import build_optimizer, refuse_shared_weights
 from ltm_pyro.training.run import fast_config
 from ltm_pyro.training.schedules import fast_lr, kl_weight
@@ -31,10 +32,11 @@ __all__ = ["BaselineLearner", "Learner", "SlowStep", "ThoughtLearner", "build_le
 class SlowStep(NamedTuple):
     """What one slow step saw; tensors stay on the device.
 
-    ``sums`` are nats of the whole batch by name, ``loss`` among them, and its scored ``tokens``; ``gradient_norm`` is
-    before clipping. ``fast_steps`` are what each micro-batch's ran on; empty where there are none to take. A step is
-    ``skipped`` where the loss or its gradient is not finite: weights and moments are as before it. ``sequence_losses``
-    (B,) are the sequences' own, None where they are not known apart.
+    ``sums`` are nats of the rank's whole batch by name, ``loss`` among them, and its scored ``tokens``;
+    ``gradient_norm`` is that of all ranks, before clipping. ``fast_steps`` are what each micro-batch's ran on; empty
+    where there are none to take. A step is ``skipped`` where the loss or its gradient is not finite, on any rank: weights
+    and moments are as before it. ``sequence_losses`` (B,) are those of the rank's sequences, None where they are
+    not known apart.
     """
 
     sums: dict[str, Tensor]
@@ -95,6 +97,7 @@ class ThoughtLearner(Learner):
     def __init__(self, settings: Settings, vocab_size: int, device: torch.device, posteriors: Path):
         training, inference = settings.training, settings.inference
         self.settings = settings
+        self.ranks = present_ranks()
         self.model = build_model(settings, vocab_size).to(device)
         self.guide = build_guide(settings, self.model).to(device)
         self.modules = nn.ModuleDict({"model": self.model, "guide": self.guide})
@@ -112,6 +115,7 @@ class ThoughtLearner(Learner):
             autocast=autocast_type(settings),
             free_bits=inference.free_bits,
             starts=self.starts,
+            ranks=self.ranks,
         )
 
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
@@ -122,13 +126,13 @@ class ThoughtLearner(Learner):
             lr=fast_lr(self.settings.inference, self.settings.training, at),
             kl_weight=kl_weight(self.settings.inference, at),
         )
-        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.num_scored.sum()}
+        sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.total}
         if info.terms is not None:
             # A point estimate has no KL; what stands in its place is the negative log-prior.
             name = "kl" if self.guide.has_density else "negative_log_prior"
             sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
         if info.guide_loss is not None:
-            sums["guide_loss"] = info.guide_loss * info.num_scored.sum()
+            sums["guide_loss"] = info.guide_loss * info.total
         if info.diverged is not None:
             sums["diverged_sequences"] = info.diverged.sum()
         fast_steps = tuple(posterior.fast_steps for posterior in info.posteriors)
@@ -171,6 +175,7 @@ class BaselineLearner(Learner):
 
     def __init__(self, settings: Settings, vocab_size: int, device: torch.device):
         self.settings = settings
+        self.ranks = present_ranks()
         self.model: Baseline = build_baseline(settings, vocab_size).to(device)
         self.modules = nn.ModuleDict({"model": self.model})
         refuse_shared_weights(self.modules)
@@ -182,16 +187,17 @@ class BaselineLearner(Learner):
         training = self.settings.training
         size = training.micro_batch_size or len(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        total = batch.num_scored.sum().clamp(min=1)
+        total = self.ranks.sum(batch.num_scored.sum()).clamp(min=1)
         losses = []
         for start in range(0, len(batch), size):
             part = batch if size >= len(batch) else batch[slice(start, start + size)]
-            part_losses = self.model.sequence_loss(part, seed=seed)
-            (part_losses.sum() / total).backward()
-            losses.append(part_losses.detach())
-        each = torch.cat(losses)
-        update = slow_update(self.optimizer, self.model.parameters(), training.clip_norm, each.sum())
-        return SlowStep({"tokens": total, "loss": each.sum()}, update.norm, (), update.skipped, each)
+            losses.append(self.model.sequence_loss(part, seed=seed))
+            (losses[-1].sum() / total).backward()
+        each = torch.cat(losses).detach()
+        loss = torch.stack([part.detach().sum() for part in losses]).sum()
+        update = slow_update(self.optimizer, loss, clip_norm=training.clip_norm, ranks=self.ranks)
+        sums = {"tokens": batch.num_scored.sum(), "loss": loss}
+        return SlowStep(sums, update.norm, (), update.skipped, each)
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         return self.model.step_flops(batch)

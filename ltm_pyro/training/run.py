@@ -17,6 +17,7 @@ from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
+from ltm_pyro.ranks import Ranks, present_ranks
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
 from ltm_pyro.training.lock import RunLock, is_locked
 from ltm_pyro.training.metrics import MetricsLog
@@ -228,7 +229,7 @@ def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
         LTMError: there is no run or no whole checkpoint, or a file of it is damaged.
     """
     run = RunDirectory.open(path)
-    settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device)
+    settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device, present_ranks())
     checkpoint = run.store().latest() if run.path == Path(path) else read_checkpoint(path)
     language_model = _load(settings, tokenizer.vocab_size, checkpoint, where)
     return LoadedRun(settings, tokenizer, language_model, checkpoint.step, where, run.class_names)
@@ -277,12 +278,17 @@ def fast_config(settings: Settings) -> FastConfig:
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:K`` means.
+def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:K`` means; of several ranks each has a GPU of its own.
 
     Raises:
-        LTMError: there is no such device.
+        LTMError: there is no such device, or all ranks are to have the same one.
     """
+    if ranks is not None and ranks.size > 1:
+        if name.startswith("cuda:"):
+            raise LTMError(f"device {name!r} cannot be that of {ranks.size} ranks: use auto, cpu or cuda")
+        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+            name = f"cuda:{ranks.local_rank}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

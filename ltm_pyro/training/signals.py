@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["OutOfTime", "StopRequest"]
 
@@ -33,11 +33,14 @@ class StopRequest:
 
     Args:
         grace: seconds; None waits for as long as it takes.
+        alone: False where other ranks wait for this one: it may not give up work and go on, so that a second signal,
+            inside `bounded`, is a `KeyboardInterrupt`.
     """
 
-    def __init__(self, grace: float | None = None) -> None:
+    def __init__(self, grace: float | None = None, alone: bool = True) -> None:
         self.signal: signal.Signals | None = None
         self.grace = grace
+        self.alone = alone
         self._before: dict[int, Any] = {}
         self._timed = False
         self._at = 0.0  # of the first signal, by the clock that nobody sets
@@ -72,7 +75,7 @@ class StopRequest:
         self._within = True
         try:
             if self._over:
-                raise OutOfTime
+                self._end()
             yield
         finally:
             self._within = False
@@ -103,4 +106,7 @@ class StopRequest:
         self._over = True
         if self._within:
             self._within = False  # so that nothing is raised in what clears up
-            raise OutOfTime
+            self._end()
+
+    def _end(self) -> NoReturn:
+        raise OutOfTime if self.alone else KeyboardInterrupt

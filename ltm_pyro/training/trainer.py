@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from torch import Tensor
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
 from ltm_pyro.errors import LTMError
+from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
+from ltm_pyro.ranks import present_ranks
 from ltm_pyro.training.checkpoints import Checkpoint, not_finite
 from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
@@ -46,7 +48,10 @@ class Observer:
 
 
 class Trainer:
-    """Trains the model of a run, of whatever kind.
+    """Trains the model of a run, of whatever kind; alone, or as one of the ranks that train it together.
+
+    Ranks share out the sequences of each slow step and of each validation; what comes of them is what one process would
+    have made of all. Rank 0 alone writes.
 
     The noise and every other draw of slow step k come from (seed, k) alone, so that a resumed run needs no generator's
     state and equals the uninterrupted one bit for bit on the CPU.
@@ -67,19 +72,26 @@ class Trainer:
         self.data = data
         self.run = run
         self.observer = observer or Observer()
-        self.device = choose_device(training.device)
+        self.ranks = present_ranks()
+        if training.batch_size < self.ranks.size:
+            raise LTMError(
+                f"{self.ranks.size} ranks cannot share a batch of training.batch_size={training.batch_size} sequences: "
+                "start fewer, or take a larger batch"
+            )
+        self.device = choose_device(training.device, self.ranks)
         torch.manual_seed(training.seed)
         self.learner = build_learner(
             settings, data.tokenizer.vocab_size, data.class_names, self.device, run.path / "posteriors"
         )
         if not run.store().paths():  # a checkpoint's weights would replace them
             load_initial_weights(self.learner.modules, settings, data.tokenizer)
+        self.ranks.align(self.learner.modules)
         self.optimizer = self.learner.optimizer
         self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
         self.store = run.store(training.keep_checkpoints)
-        events = run.path / "tensorboard" if training.tensorboard else None
+        events = run.path / "tensorboard" if training.tensorboard and self.ranks.is_main else None
         self.metrics = MetricsLog(run.path / "metrics.jsonl", tensorboard=events)
         self.skipping = SkippedSteps(training.max_skipped_steps)
         self._stop = StopRequest()
@@ -87,8 +99,9 @@ class Trainer:
         self.optimizer.register_step_pre_hook(lambda *_: self._stop.finish())
         self.step = 0
         self._saved = 0
-        self.tokens = 0  # scored by all steps so far
-        self.flops = 0  # of all steps so far
+        self.tokens = 0  # scored by all ranks' steps up to when they last told each other
+        self.flops = 0  # likewise
+        self._untold = [0, 0]  # this rank's tokens and operations since
         # Sums over the steps since the last row of metrics, first as tensors that wait on the device, and since when.
         self._unread: list[dict[str, Tensor]] = []
         self._sums: dict[str, float] = {}
@@ -101,7 +114,7 @@ class Trainer:
             LTMError: every checkpoint is damaged, or they are of another model or of data with other classes; another
                 trainer works on the run.
         """
-        with self.run.lock():
+        with self._lock():
             self._resume()
 
     def _resume(self) -> None:
@@ -112,9 +125,9 @@ class Trainer:
             )
         starts = self.learner.starts
         if not self.store.paths():
-            self.metrics.rewind(-1)
+            self._rewind(-1)
             if starts is not None:
-                starts.clear()
+                starts.clear(write=self.ranks.is_main)
             return
         checkpoint = self.store.latest()
         load_weights(self.learner.modules, checkpoint)
@@ -126,8 +139,8 @@ class Trainer:
         self.step = self._saved = checkpoint.step
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
-            starts.flush()
-        self.metrics.rewind(self.step)
+            starts.flush(write=self.ranks.is_main)
+        self._rewind(self.step)
 
     def fit(self) -> bool:
         """Trains up to the configured number of steps; returns whether it got there.
@@ -139,11 +152,14 @@ class Trainer:
             LTMError: the loss is not finite too often, the disk is full, or another trainer works on the run; the last
                 checkpoint stands.
         """
-        with self.run.lock(), StopRequest(self.settings.training.grace_seconds) as self._stop:
-            with suppress(OutOfTime):  # what is there is that of the last whole step
+        # Ranks give up nothing on their own: the others would wait for their sums.
+        alone = self.ranks.size == 1
+        with self._lock(), StopRequest(self.settings.training.grace_seconds if alone else None, alone) as self._stop:
+            try:
                 self._fit()
-            if self._stop and self._saved != self.step:
-                self._save()
+            except OutOfTime:  # what is there is that of the last whole step
+                if self._saved != self.step:
+                    self._save()
         return self.step >= self.settings.training.steps
 
     def _fit(self) -> None:
@@ -151,23 +167,33 @@ class Trainer:
         if (self.step == training.steps or self.step % training.eval_every == 0) and not self._is_validated():
             self._validate()
         self._clock = (time.perf_counter(), self._sums.get("tokens", 0.0))
-        while self.step < training.steps and not stop:
+        stopping = False
+        while self.step < training.steps and not stopping:
             taken = self._take_step()
             last = self.step == training.steps
             if last or self.step % training.log_every == 0:
                 self._log(taken)
+            stopping = self.ranks.any(bool(stop))  # the signal may have reached one rank alone
             paused = time.perf_counter()
-            if last or stop or self.step % training.checkpoint_every == 0:
+            if last or stopping or self.step % training.checkpoint_every == 0:
                 self._save()
             # After the checkpoint, and not in a hurry: a run that goes on from there makes up for it.
-            if last or (not stop and self.step % training.eval_every == 0):
+            if last or (not stopping and self.step % training.eval_every == 0):
                 self._validate()
+                stopping = self.ranks.any(bool(stop))
             # The speed is that of training: what else was done does not count.
             began, before = self._clock
             self._clock = (began + time.perf_counter() - paused, before)
+        if self._saved != self.step:
+            self._save()
 
     def _is_validated(self) -> bool:
-        return any(row["step"] == self.step and row["split"] == "validation" for row in self.metrics.rows())
+        rows = self.metrics.rows() if self.ranks.is_main else []
+        return self.ranks.same(any(row["step"] == self.step and row["split"] == "validation" for row in rows))
+
+    def _lock(self) -> AbstractContextManager[object]:
+        """Rank 0 holds the run's lock for all."""
+        return self.run.lock() if self.ranks.is_main else nullcontext()
 
     def _take_step(self) -> SlowStep:
         training = self.settings.training
@@ -175,7 +201,9 @@ class Trainer:
             group["lr"] = slow_lr(training, self.step)
         before = self.sampler.state_dict()
         indices = next(self.sampler)
-        batch = self.data.train.batch(indices)
+        if self.sampler.epoch != before["epoch"]:
+            self._exchange_starts()  # a sequence of the new epoch may have been another rank's in the old one
+        batch = self.data.train.batch(self.ranks.share(indices))
         if self.settings.decoder.compile:
             batch = batch.rounded_up(_COMPILED_LENGTHS)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
@@ -187,8 +215,8 @@ class Trainer:
             self.sampler.load_state_dict(before)
             raise
         self.step += 1
-        self.tokens += int(batch.num_scored.sum())
-        self.flops += self.learner.flops(batch, taken.fast_steps)
+        self._untold[0] += int(batch.num_scored.sum())
+        self._untold[1] += self.learner.flops(batch, taken.fast_steps)
         if taken.skipped:
             self._count_skipped(indices, taken)
         else:
@@ -204,11 +232,14 @@ class Trainer:
         """
         too_many = self.skipping.skipped()
         weight = not_finite(dict(self.learner.modules.named_parameters()))
-        lost = int(taken.sums.get("diverged_sequences", torch.tensor(0)))
-        what = describe_sequences(self.data.train, self.data.tokenizer, indices, taken.sequence_losses, lost)
+        lost = int(self.ranks.sum(taken.sums.get("diverged_sequences", torch.tensor(0))))
+        known = self.ranks.gather(None if taken.sequence_losses is None else taken.sequence_losses.cpu())
+        losses = torch.cat([part for part in known if part is not None]) if None not in known else None
+        what = describe_sequences(self.data.train, self.data.tokenizer, indices, losses, lost)
         what = what if weight is None else f"the weights {weight} are not finite"
         if not too_many and weight is None:
-            warnings.warn(f"step {self.step} is left out: {what}", stacklevel=3)
+            if self.ranks.is_main:
+                warnings.warn(f"step {self.step} is left out: {what}", stacklevel=3)
             return
         saved = self.store.paths()
         where = f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
@@ -233,13 +264,16 @@ class Trainer:
         began, before = self._clock
         row["tokens_per_s"] = (tokens - before) / (time.perf_counter() - began)
         self._sums, self._clock = {}, (time.perf_counter(), 0.0)
-        self.metrics.append(row)
+        if self.ranks.is_main:
+            self.metrics.append(row)
         self.observer.step(row)
 
     def _read_sums(self) -> dict[str, float]:
         """Sums over the steps since the last row; a checkpoint keeps them, so that a resumed run averages the same."""
-        for step in self._unread:
-            self._sums = {name: self._sums.get(name, 0.0) + float(value) for name, value in step.items()}
+        if self._unread:
+            here = {name: sum(float(step[name]) for step in self._unread) for name in self._unread[0]}
+            told = self.ranks.sum(torch.tensor(list(here.values()), dtype=torch.float64)).tolist()
+            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in zip(here, told, strict=True)}
         self._unread = []
         return dict(self._sums)
 
@@ -249,9 +283,11 @@ class Trainer:
         model = self.learner.language_model(self.step)
         try:
             with self._stop.bounded():
-                report = model.evaluate(
+                report = evaluate_together(
+                    model,
                     self.data.validation,
                     self._validation,
+                    ranks=self.ranks,
                     samples=model.validation_samples,
                     batch_size=training.micro_batch_size or training.batch_size,
                     seed=training.seed,
@@ -259,30 +295,42 @@ class Trainer:
         finally:
             self.learner.modules.train()
         row = {"step": self.step, "split": "validation", **report.to_dict(), **self._spent()}
-        self.metrics.append(row)
+        if self.ranks.is_main:
+            self.metrics.append(row)
         self.observer.validation(row)
 
     def _save(self) -> None:
         starts = self.learner.starts
-        path = self.store.save(
-            Checkpoint(
-                step=self.step,
-                model=self.learner.modules.state_dict(),
-                optimizer=moments(self.optimizer, self.learner.modules),
-                state={
-                    "sampler": self.sampler.state_dict(),
-                    "sums": self._read_sums(),
-                    "skipped": self.skipping.state_dict(),
-                    "tokens": self.tokens,
-                    "flops": self.flops,
-                },
-                posteriors={} if starts is None else starts.unwritten(),
-            )
+        self._exchange_starts()
+        checkpoint = Checkpoint(
+            step=self.step,
+            model=self.learner.modules.state_dict(),
+            optimizer=moments(self.optimizer, self.learner.modules),
+            state={
+                "sampler": self.sampler.state_dict(),
+                "sums": self._read_sums(),
+                "skipped": self.skipping.state_dict(),
+            }
+            | {name.removeprefix("training_"): value for name, value in self._spent().items()},
+            posteriors={} if starts is None else starts.unwritten(),
         )
+        if self.ranks.is_main:
+            self.store.save(checkpoint)
+        self.ranks.wait()
         if starts is not None:
-            starts.flush()
+            starts.flush(write=self.ranks.is_main)
         self._saved = self.step
-        self.observer.saved(path)
+        self.observer.saved(self.store.path(self.step))
+
+    def _exchange_starts(self) -> None:
+        """Posteriors that outlive a step become known to all ranks."""
+        if self.learner.starts is not None and self.ranks.size > 1:
+            for fitted in self.ranks.gather(self.learner.starts.unwritten()):
+                self.learner.starts.add_unwritten(fitted)
+
+    def _rewind(self, step: int) -> None:
+        if self.ranks.is_main:
+            self.metrics.rewind(step)
 
     def _spent_until(self, checkpoint: Checkpoint) -> tuple[int, int]:
         """Tokens and operations of the steps behind a checkpoint; counted again where an older version kept none."""
@@ -302,6 +350,8 @@ class Trainer:
         return tokens, flops
 
     def _spent(self) -> dict[str, int]:
+        tokens, flops = self.ranks.sum(torch.tensor(self._untold)).tolist()
+        self.tokens, self.flops, self._untold = self.tokens + tokens, self.flops + flops, [0, 0]
         return {"training_tokens": self.tokens, "training_flops": self.flops}
 
 
