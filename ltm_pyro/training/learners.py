@@ -34,9 +34,8 @@ class SlowStep(NamedTuple):
 
     ``sums`` are nats of the rank's whole batch by name, ``loss`` among them, and its scored ``tokens``;
     ``gradient_norm`` is that of all ranks, before clipping. ``fast_steps`` are what each micro-batch's ran on; empty
-    where there are none to take. A step is ``skipped`` where the loss or its gradient is not finite, on any rank: weights
-    and moments are as before it. ``sequence_losses`` (B,) are those of the rank's sequences, None where they are
-    not known apart.
+    where there are none to take. A step is ``skipped`` where the loss or its gradient is not finite, on any rank:
+    weights and moments are as before it. ``sequence_losses`` (B,) are the rank's own, None where not known apart.
     """
 
     sums: dict[str, Tensor]
