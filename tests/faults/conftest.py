@@ -101,20 +101,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts ``ltm-pyro`` as a process of its own, or as ``ranks`` of them under torchrun; each in its own group."""
+def torchrun() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts ``ltm-pyro`` as two ranks under torchrun."""
     started: list[subprocess.Popen] = []
 
-    def run(*arguments: Any, ranks: int = 1) -> subprocess.Popen:
-        command = ["-m", "ltm_pyro.cli", *(str(a) for a in arguments)]
-        if ranks > 1:
-            command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *command]
+    def run(*arguments: Any) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, *command], start_new_session=True, **pipes))
+        started.append(subprocess.Popen([*launcher, "-m", "ltm_pyro.cli", *(str(a) for a in arguments)], **pipes))
         return started[-1]
 
     yield run
     for process in started:
         if process.poll() is None:
-            os.killpg(process.pid, 9)
+            process.terminate()  # which takes its ranks along; a kill would leave them at work
         process.communicate()

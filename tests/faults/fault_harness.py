@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tiny_runs import TINY, untimed
@@ -15,10 +16,10 @@ SETTINGS = [f"--set={address}={value}" for address, value in TINY.items()]
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
-def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
-    """Waits for a checkpoint of the step or a later one, or the end of the process."""
+def wait_for_step(poll: Callable[[], object], run: Path, step: int) -> None:
+    """Waits for a checkpoint of the step or a later one, or until ``poll`` has the job's end."""
     deadline = time.monotonic() + 240
-    while process.poll() is None and not any(int(p.name[5:]) >= step for p in RunDirectory(run).store().paths()):
+    while poll() is None and not any(int(p.name[5:]) >= step for p in RunDirectory(run).store().paths()):
         assert time.monotonic() < deadline, "the run made no progress in four minutes"
         time.sleep(0.002)
 

@@ -7,109 +7,129 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fault_harness import SETTINGS, newest_whole, same_end, wait_for_step, workers
+from nursery import Job, Nursery
 
-Start = Callable[..., subprocess.Popen]
-End = Callable[[subprocess.Popen, random.Random], None]
+from ltm_pyro.training import RunDirectory
+
+End = Callable[[Job, random.Random], None]
 
 EVERY = ["--set=training.checkpoint_every=1", "--set=training.eval_every=50", "--set=training.log_every=2"]
 
 
-def lives(
-    start: Start, corpus: Path, out: Path, *, number: int, steps: int, ranks: int, end: End, early: bool = True
-) -> None:
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Nursery]:
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    place = tmp_path / "printed"
+    place.mkdir()
+    found = Nursery(place)
+    yield found
+    found.close()
+
+
+def lives(nursery: Nursery, corpus: Path, out: Path, *, number: int, ranks: int, end: End, early: bool = True) -> None:
     """Trains a run through so many ends, and once to its own end; another run of the same is never disturbed."""
-    options = ["--data", corpus, *SETTINGS, *EVERY, "--steps", steps]
-    whole = start("train", *options, "--out", out / "whole", ranks=ranks)
     run, draw = out / "run", random.Random(number)
+    options = ["--data", corpus, *SETTINGS, *EVERY, "--steps", 100 + 20 * number]
+    whole = nursery.start("train", *options, "--out", out / "whole", ranks=ranks)
+    assert set(whole.wait(600)) == {0}, whole.printed()
     reached: list[int] = []
     for life in range(number):
         again = (run / "config.json").exists()
-        process = start("train", *(["--resume"] if again else options), "--out", run, ranks=ranks)
-        if early and life % 5 == 4:  # while it imports, reads, or loads
-            time.sleep(draw.uniform(0, 6))
+        job = nursery.start("train", *(["--resume"] if again else options), "--out", run, ranks=ranks)
+        if early and life % 5 == 4:  # while it reads, or loads
+            time.sleep(draw.uniform(0, 1))
         else:  # in the loop: steps, rows, checkpoints, validations, pruning
-            wait_for_step(process, run, reached[-1] + 1 if reached else 1)
+            wait_for_step(job.poll, run, reached[-1] + 1 if reached else 1)
             time.sleep(draw.uniform(0, 0.15))
-        assert process.poll() is None, process.communicate()
-        end(process, draw)
+        assert job.poll() is None, job.printed()
+        end(job, draw)
+        assert not RunDirectory(run).is_locked()
         reached.append(newest_whole(run))
         assert reached == sorted(reached)  # no end loses a checkpoint
-    assert reached[-1] < steps, f"the run ended before the last of {number}: {reached}"
-    last = start("train", "--resume", "--out", run, ranks=ranks)
-    assert (last.communicate(timeout=500), last.returncode)[1] == 0
-    assert (whole.communicate(timeout=500), whole.returncode)[1] == 0
+    last = nursery.start("train", "--resume", "--out", run, ranks=ranks)
+    assert set(last.wait(600)) == {0}, last.printed()
     assert same_end(out / "whole", run)
     print(f"\nended at steps {reached}")
 
 
-def kill_all(process: subprocess.Popen, draw: random.Random) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def kill_all(job: Job, draw: random.Random) -> None:
+    job.send(signal.SIGKILL)
+    assert set(job.wait(60)) == {-signal.SIGKILL}
 
 
-def kill_one_rank(process: subprocess.Popen, draw: random.Random) -> None:
-    """Kills one of two ranks; the job ends by itself, and says why."""
-    found: list[int] = []
-    while len(found) < 2 and process.poll() is None:
-        found = workers(process)
-    killed = time.monotonic()
-    os.kill(draw.choice(found), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert time.monotonic() - killed < 60
-    assert process.returncode != 0
-    assert "SIGKILL" in errors or "Signal 9" in errors, errors  # torchrun's word for it
-
-
-@pytest.mark.slow
-def test_kill_9_of_a_training(start: Start, corpus: Path, tmp_path: Path, kills: int, tally):
-    lives(start, corpus, tmp_path, number=kills, steps=300 + 30 * kills, ranks=1, end=kill_all)
-    tally("kill -9 of the training, at random moments", injected=kills, exact=kills)
+def kill_one_rank(job: Job, draw: random.Random) -> None:
+    """The other rank ends by itself, and says why."""
+    chosen = draw.randrange(2)
+    job.send(signal.SIGKILL, rank=chosen)
+    codes = job.wait(60)
+    assert codes == [-signal.SIGKILL if rank == chosen else 2 for rank in range(2)], job.printed()
+    _, errors = job.printed()
+    assert "another rank ended" in errors, errors
+    assert "The last checkpoint stands: start the job again with --resume" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
-def test_kill_9_of_one_rank(start: Start, corpus: Path, tmp_path: Path, kills: int, tally):
-    lives(start, corpus, tmp_path, number=kills, steps=300 + 10 * kills, ranks=2, end=kill_one_rank, early=False)
-    tally("kill -9 of one of two ranks, at random moments", injected=kills, exact=kills)
+@pytest.mark.parametrize(
+    ("ranks", "end", "name"),
+    [
+        (1, kill_all, "kill -9 of the training"),
+        (2, kill_one_rank, "kill -9 of one of two ranks"),
+        (2, kill_all, "kill -9 of both of two ranks"),
+    ],
+)
+def test_kills(nursery: Nursery, corpus: Path, tmp_path: Path, kills: int, tally, ranks: int, end: End, name: str):
+    lives(nursery, corpus, tmp_path, number=kills, ranks=ranks, end=end, early=end is kill_all)
+    tally(f"{name}, at random moments", injected=kills, exact=kills)
+
+
+def test_two_kills(nursery: Nursery, corpus: Path, tmp_path: Path, tally):
+    lives(nursery, corpus, tmp_path, number=2, ranks=1, end=kill_all)
+    tally("kill -9 of the training, at random moments", injected=2, exact=2)
 
 
 @pytest.mark.slow
-def test_kill_9_of_all_ranks(start: Start, corpus: Path, tmp_path: Path, kills: int, tally):
-    lives(start, corpus, tmp_path, number=kills, steps=300 + 20 * kills, ranks=2, end=kill_all)
-    tally("kill -9 of both ranks and their launcher, at random moments", injected=kills, exact=kills)
-
-
-def signalled(number: signal.Signals) -> End:
-    def end(process: subprocess.Popen, draw: random.Random) -> None:
-        sent = time.monotonic()
-        process.send_signal(number)
-        printed, errors = process.communicate(timeout=60)
-        assert time.monotonic() - sent < 30
-        assert (process.returncode, errors) == (130, ""), errors
-        assert "saved. Go on with:" in printed
-
-    return end
-
-
-@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal(start: Start, corpus: Path, tmp_path: Path, kills: int, tally, number: signal.Signals):
+def test_signals(nursery: Nursery, corpus: Path, tmp_path: Path, kills: int, tally, number: signal.Signals, ranks: int):
+    def end(job: Job, draw: random.Random) -> None:
+        sent = time.monotonic()
+        job.send(number)
+        codes = job.wait(60)
+        assert time.monotonic() - sent < 30
+        assert (set(codes), job.printed()[1]) == ({130}, ""), job.printed()
+        assert "saved. Go on with:" in job.printed()[0]
+
     times = max(kills // 5, 1)
-    lives(start, corpus, tmp_path, number=times, steps=100 + 60 * times, ranks=1, end=signalled(number), early=False)
-    tally(f"{number.name}, at random moments", injected=times, exact=times)
+    lives(nursery, corpus, tmp_path, number=times, ranks=ranks, end=end, early=False)
+    who = "the training" if ranks == 1 else f"{ranks} ranks"
+    tally(f"{number.name} to {who}, at random moments", injected=times, exact=times)
 
 
 @pytest.mark.slow
-def test_sigterm_of_the_launcher_of_two_ranks(start: Start, corpus: Path, tmp_path: Path, kills: int, tally):
-    def end(process: subprocess.Popen, draw: random.Random) -> None:
-        process.send_signal(signal.SIGTERM)
-        printed, _ = process.communicate(timeout=60)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_torchrun(torchrun, corpus: Path, tmp_path: Path, tally, number: signal.Signals):
+    """As it is started in practice: one rank killed, or the launcher asked to end; the job ends by itself."""
+    run = tmp_path / "run"
+    job: subprocess.Popen = torchrun("train", "--data", corpus, *SETTINGS, *EVERY, "--steps", 1000, "--out", run)
+    wait_for_step(job.poll, run, 2)
+    asked = time.monotonic()
+    os.kill(workers(job)[1] if number == signal.SIGKILL else job.pid, number)
+    printed, errors = job.communicate(timeout=120)
+    assert time.monotonic() - asked < 100
+    assert job.returncode != 0
+    if number == signal.SIGTERM:
         assert "saved. Go on with:" in printed
-
-    times = max(kills // 10, 1)
-    lives(start, corpus, tmp_path, number=times, steps=100 + 60 * times, ranks=2, end=end, early=False)
-    tally("SIGTERM to the launcher of two ranks, at random moments", injected=times, exact=times)
+    else:
+        assert "Signal 9" in errors or "SIGKILL" in errors, errors  # torchrun's word for it
+    step = newest_whole(run)
+    assert 2 <= step < 1000
+    again: subprocess.Popen = torchrun("train", "--resume", "--out", run, "--steps", step + 1)
+    assert (again.communicate(timeout=300), again.returncode)[1] == 0
+    tally(f"{number.name} under torchrun", injected=1, exact=1)
