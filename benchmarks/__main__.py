@@ -16,6 +16,7 @@ NAMES = {
     "memory": "peak memory of a slow step: counted from sizes, and measured",
     "priors-guides": "every prior under every guide: seconds per step, and the ELBO after equal time",
     "pyro-overhead": "one fast-slow step through Pyro against the same arithmetic in plain torch",
+    "ranks": "a slow step of two ranks on a core each, beside one with half of the batch",
     "record-run": "a training run as JSON, loss curve and texts",
     "scaling": "seconds per token of a slow step against N, N_z, T_fast, B and V",
 }

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra plot)")
 
-from benchmarks import attention, fast_loop, floor, loss, priors_guides, pyro_overhead, scaling
+from benchmarks import attention, fast_loop, floor, loss, priors_guides, pyro_overhead, ranks, scaling
 from benchmarks.floor import Floor
 from benchmarks.measure import compare, peak_bytes, show, spread, table
 from benchmarks.workload import Workload, options_of, parser_of, plain
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "loss": loss,
     "priors-guides": priors_guides,
     "pyro-overhead": pyro_overhead,
+    "ranks": ranks,
     "scaling": scaling,
 }
 
