@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,8 @@ def command(
 
     With no options, the tiny preset is trained on the embedded fables in about two minutes on two cores. Later settings
     win over earlier ones: preset, then --config, then --set, then the other options; environment variables set none.
-    Every setting is printed at the start and kept in the run's config.json. Ctrl-C finishes the step and saves.
+    Every setting is printed at the start and kept in the run's config.json. Ctrl-C, SIGTERM and SIGUSR1
+    finish the step and save.
 
     \b
     Examples:
@@ -109,12 +111,13 @@ def command(
     fitted = None if resume else fitted  # a resumed run keeps the number that was found when it began
     if fitted is None:
         show_settings(settings)
-    with notices.status("Preparing the data"):
-        data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None))
-    if fitted is not None:
-        settings = _fit(settings, data, fitted, ranks)
-        show_settings(settings)
-    _train(run, settings, data, resume)
+    with run.lock() if ranks.is_main else nullcontext():  # rank 0 holds it for all
+        with notices.status("Preparing the data"):
+            data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None))
+        if fitted is not None:
+            settings = _fit(settings, data, fitted, ranks)
+            show_settings(settings)
+        _train(run, settings, data, resume)
 
 
 def _refuse_options_of_thoughts(settings: Settings, flags: dict[str, Any]) -> None:
@@ -292,7 +295,8 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
     with display:
         finished = trainer.fit()
     if not finished:
-        console.print(f"\nStopped after step {trainer.step}, saved. Go on with:\n")
+        where = f"after step {trainer.step}, saved" if trainer.step else "before the first step was done"
+        console.print(f"\nStopped {where}. Go on with:\n")
         console.print(
             f"    ltm-pyro train --resume --out {shlex.quote(str(run.path))}\n", soft_wrap=True, highlight=False
         )

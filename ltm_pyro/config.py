@@ -197,6 +197,8 @@ class TrainingSettings:
         eval_sequences: validation sequences scored each time.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints kept.
+        max_skipped_steps: consecutive steps that may be left out because the loss or its gradient is not finite.
+        grace_seconds: how long after SIGTERM or SIGUSR1 the present step may still take; None waits for it.
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
         wandb: project, or ``entity/project``, of Weights & Biases to send the metrics to as well (needs the extra
             ``wandb``); None sends nothing.
@@ -221,6 +223,8 @@ class TrainingSettings:
     eval_sequences: int = 64
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    max_skipped_steps: int = 5
+    grace_seconds: float | None = 15.0
     tensorboard: bool = False
     wandb: str | None = None
 
@@ -238,8 +242,10 @@ class TrainingSettings:
         if self.micro_batch_size is not None:
             at_least("training.micro_batch_size", self.micro_batch_size, 1)
         above("training.slow_lr", self.slow_lr, 0)
-        for name in ("slow_lr_final", "warmup_steps", "weight_decay"):
+        for name in ("slow_lr_final", "warmup_steps", "weight_decay", "max_skipped_steps"):
             at_least(f"training.{name}", getattr(self, name), 0)
+        if self.grace_seconds is not None:
+            at_least("training.grace_seconds", self.grace_seconds, 0)
         within("training.seed", self.seed, 0, 2**31 - 1)
         for name in ("beta1", "beta2"):
             at_least(f"training.{name}", getattr(self, name), 0)

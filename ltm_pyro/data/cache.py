@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ltm_pyro.errors import LTMError
+from ltm_pyro.locks import try_lock
 
 __all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file"]
 
@@ -48,9 +49,10 @@ def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _remove_stale(folder.parent)
-        build(temporary)
-        return _publish(temporary, folder, load)
+        with _locked(temporary):
+            _remove_stale(folder.parent)
+            build(temporary)
+            return _publish(temporary, folder, load)
     except OSError as error:
         raise LTMError(
             f"{folder.parent}: the cache cannot be written ({error.strerror or error}); free some space "
@@ -78,12 +80,31 @@ def _publish(temporary: Path, folder: Path, load: Callable[[Path], T]) -> T:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Leftovers of killed processes, a day old; younger ones may be another process at work."""
+    """Leftovers of killed processes, a day old by the clock.
+
+    A clock that was set may call so old what another process works in; but that one holds its lock.
+    """
     limit = time.time() - _STALE_SECONDS
     for left in (*parent.glob(".*.tmp"), *parent.glob(".*.old")):
         with suppress(OSError):
             if left.stat().st_mtime < limit:
-                shutil.rmtree(left, ignore_errors=True)
+                with _locked(left) as free:
+                    if free is not False:
+                        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Context that holds a folder's lock, and what `try_lock` said of it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        yield None
+        return
+    try:
+        yield try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class HashedFile:

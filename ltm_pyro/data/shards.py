@@ -102,6 +102,8 @@ class Shard:
                 len(labels) != manifest.num_documents or labels["class"].max() >= len(manifest.classes)
             ):
                 raise ValueError("labels.bin is not that of the manifest's documents and classes")
+            if len(tokens) and (largest := int(tokens.max())) >= manifest.vocab_size:
+                raise ValueError(f"tokens.bin has the id {largest}, the vocabulary ends at {manifest.vocab_size - 1}")
         except (OSError, ValueError, TypeError, LTMError) as error:
             raise LTMError(f"{folder}: not a sound token shard ({error}); delete it and run again") from error
         return cls(tokens, offsets, manifest, labels)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.guides.base import LocalParams
 
 __all__ = ["PosteriorTable"]
@@ -42,6 +42,9 @@ class PosteriorTable:
         self._untold: set[int] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error, "or choose another folder") from error
+        try:
             self._layout = self._read_layout()
             self._rows_of = self._read_keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -67,12 +70,13 @@ class PosteriorTable:
         }
 
     def store(self, keys: Int[Tensor, " batch"], local: LocalParams) -> None:
-        """Remembers fitted values; those of a sequence that was stored before are replaced."""
+        """Remembers fitted values in place of those stored before; what is not finite is no start, and is left out."""
         if not local:
             return
         self._check_layout(local)
         parts = [local[name].detach().float().reshape(len(keys), -1) for name in sorted(local)]
-        self._unwritten |= dict(zip(keys.tolist(), torch.cat(parts, dim=1).cpu().numpy(), strict=True))
+        rows = torch.cat(parts, dim=1).cpu().numpy()
+        self._unwritten |= {key: row for key, row in zip(keys.tolist(), rows, strict=True) if np.isfinite(row).all()}
         self._untold |= set(keys.tolist())
 
     def unwritten(self) -> dict[str, Tensor]:
@@ -127,17 +131,18 @@ class PosteriorTable:
                     file.seek(8 * first)
                     file.write(np.array(new, "<i8").tobytes())
         except OSError as error:
-            raise LTMError(
-                f"cannot write {self.folder}: {error.strerror}; free some space and resume the run"
-            ) from error
+            raise unwritable(self.folder, error, "and resume the run") from error
         self._rows_of = places
         self._unwritten = {}
 
     def clear(self, *, write: bool = True) -> None:
         """Forgets everything, in the files too unless another rank does that (``write``)."""
         self._unwritten, self._rows_of, self._layout = {}, {}, None
-        for name in ("layout.json", "keys.bin", "rows.bin") if write else ():
-            (self.folder / name).unlink(missing_ok=True)
+        try:
+            for name in ("layout.json", "keys.bin", "rows.bin") if write else ():
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error, "and resume the run") from error
 
     @property
     def _width(self) -> int:
@@ -171,7 +176,7 @@ class PosteriorTable:
                 aside.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
                 aside.replace(path)
             except OSError as error:
-                raise LTMError(f"cannot write {path}: {error.strerror}; free some space and resume the run") from error
+                raise unwritable(path, error, "and resume the run") from error
             self._layout = layout
         elif self._layout != layout:
             raise LTMError(

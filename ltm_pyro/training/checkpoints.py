@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 
-__all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint", "write_durably"]
+__all__ = ["Checkpoint", "CheckpointStore", "not_finite", "read_checkpoint", "write_durably"]
 
 FORMAT = 1
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
@@ -68,8 +68,13 @@ class CheckpointStore:
         """Writes a checkpoint in full before it appears under its name, then lets the oldest ones go.
 
         Raises:
-            LTMError: the disk is full or not writable; every earlier checkpoint is still there.
+            LTMError: the disk is full or not writable, or a number is not finite; earlier checkpoints are still there.
         """
+        if name := not_finite(checkpoint.model | checkpoint.optimizer):
+            raise LTMError(
+                f"{name} is not finite after step {checkpoint.step}, so it is not saved: lower training.slow_lr and "
+                "resume the run; earlier checkpoints are untouched"
+            )
         target = self.path(checkpoint.step)
         aside = self.folder / f".{target.name}.{os.getpid()}.tmp"
         try:
@@ -88,9 +93,8 @@ class CheckpointStore:
             _fsync(self.folder)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise LTMError(
-                f"cannot write the checkpoint {target}: {error.strerror or error}; free some space or choose another "
-                "--out; earlier checkpoints are untouched"
+            raise unwritable(
+                f"the checkpoint {target}", error, "and resume the run; earlier checkpoints are untouched"
             ) from error
         # Later ones are damaged and were passed over: they are being made again.
         later = [path for path in self.paths() if path.name > target.name]
@@ -154,7 +158,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         except SafetensorError as error:
             raise LTMError(f"checkpoint {path} is damaged: {name} is not a safetensors file ({error})") from error
     model, optimizer, *posteriors = tensors
+    if weight := not_finite(model | optimizer):
+        raise LTMError(f"checkpoint {path} is damaged: {weight} is not finite")
+    if path.name.startswith("step-") and path.name[5:].isdigit() and int(path.name[5:]) != about["step"]:
+        raise LTMError(f"checkpoint {path} is damaged: it is that of step {about['step']}")
     return Checkpoint(about["step"], model, optimizer, about["state"], *posteriors)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, if one does."""
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ltm_pyro.data.files import first_line
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import unwritable
 from ltm_pyro.training.checkpoints import write_durably
 from ltm_pyro.training.sinks import Sink
 
@@ -47,7 +47,7 @@ class MetricsLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+            raise unwritable(self.path, error, "and resume the run") from error
         self._tell(lambda sink: sink.append(row))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ class MetricsLog:
         try:
             write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         except OSError as error:
-            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+            raise unwritable(self.path, error, "and resume the run") from error
         self._tell(lambda sink: sink.rewind(step))
 
     def _tell(self, what: Callable[[Sink], None]) -> None:

@@ -13,12 +13,13 @@ import torch
 from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model
 from ltm_pyro.config import Settings
 from ltm_pyro.data.tokenizer import Tokenizer
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
 from ltm_pyro.ranks import Ranks, present_ranks
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
+from ltm_pyro.training.lock import RunLock, is_locked
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.schedules import fast_lr
 
@@ -36,6 +37,19 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._lock = RunLock(self.path)
+
+    def lock(self) -> RunLock:
+        """Context in which no other trainer works here (`RunLock`); it may be entered again from inside.
+
+        Raises:
+            LTMError: on entering: another process does, or the folder cannot be written.
+        """
+        return self._lock
+
+    def is_locked(self) -> bool:
+        """Whether a trainer works here."""
+        return is_locked(self.path)
 
     @property
     def exists(self) -> bool:
@@ -66,7 +80,7 @@ class RunDirectory:
             run.path.mkdir(parents=True, exist_ok=True)
             tokenizer.save(run.path / "tokenizer.json")
         except OSError as error:
-            raise LTMError(f"cannot write the run directory {path}: {error.strerror}; choose another --out") from error
+            raise unwritable(f"the run directory {path}", error, "or choose another --out") from error
         run.write_settings(settings, tokenizer.vocab_size, class_names)
         return run
 
@@ -105,9 +119,7 @@ class RunDirectory:
         try:
             write_durably(self.path / "config.json", json.dumps(about, indent=2).encode())
         except OSError as error:
-            raise LTMError(
-                f"cannot write {self.path / 'config.json'}: {error.strerror}; free some space or choose another --out"
-            ) from error
+            raise unwritable(self.path / "config.json", error, "or choose another --out") from error
 
     @property
     def settings(self) -> Settings:
