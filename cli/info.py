@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 
 import click
-from ltm_pyro.cli.options import json_option, run_argument
+from ltm_pyro.cli.options import allow_custom_code_option, json_option, run_argument
 
 __all__ = ["command"]
 
 
 @click.command()
 @run_argument
+@allow_custom_code_option
 @json_option
-def command(run: str, as_json: bool) -> None:
+def command(run: str, allow_custom_code: bool, as_json: bool) -> None:
     """Show the settings, the progress and the checkpoints of RUN, and what to do next."""
     from ltm_pyro.cli.render import console, show_info
 
     from ltm_pyro.training import RunDirectory
 
-    directory = RunDirectory.open(run)
+    directory = RunDirectory.open(run, allow_custom_code=allow_custom_code)
     settings = directory.settings
     rows = directory.metrics.rows()
     checkpoints = [path.name for path in directory.store().paths()]

@@ -23,6 +23,7 @@ def run_suite(
     *,
     informed: bool,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -39,7 +40,7 @@ def run_suite(
 
     if informed:
         raise click.UsageError("--information compares the posteriors of one text: leave it or --suite out")
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     model, tokenizer = loaded.language_model, loaded.tokenizer
     chosen = model.choose(list(protocols) or [model.comparable])  # click has checked the names
     cache = loaded.settings.data.cache_dir

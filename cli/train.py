@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from ltm_pyro.cli.options import allow_custom_code_option
 
 if TYPE_CHECKING:
     from ltm_pyro.config import Settings
@@ -45,6 +46,7 @@ __all__ = ["command"]
 @click.option("--batch-size", metavar="N|auto", help="Sequences per slow step; auto: as many as fit into memory.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Run directory (default: a new one under runs/).")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out.")
+@allow_custom_code_option
 @click.option("--device", metavar="D", help="auto (default), cpu, cuda or cuda:K.")
 @click.option("--dtype", metavar="D", help="float32 (default) or bfloat16.")
 @click.option("--seed", type=int, metavar="S", help="Seed of weights, data order and noise (default: 0).")
@@ -54,6 +56,7 @@ def command(
     preset: str | None,
     out: str | None,
     resume: bool,
+    allow_custom_code: bool,
     config: str | None,
     assignments: tuple[str, ...],
     **flags: Any,
@@ -78,7 +81,7 @@ def command(
     overrides = _overrides(config, assignments, flags)
     fitted = _to_be_fitted(overrides)
     if resume:
-        run, settings = _reopen(out, preset, overrides)
+        run, settings = _reopen(out, preset, overrides, allow_custom_code)
     else:
         from ltm_pyro.presets import preset as named
 
@@ -174,7 +177,9 @@ def _fit(settings: Settings, data: Data, address: str) -> Settings:
     return settings.updated({address: size} | ({"training.micro_batch_size": None} if whole else {}))
 
 
-def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> tuple[RunDirectory, Settings]:
+def _reopen(
+    out: str | None, preset: str | None, overrides: dict[str, Any], allow_custom_code: bool
+) -> tuple[RunDirectory, Settings]:
     from ltm_pyro.errors import LTMError
     from ltm_pyro.training import RunDirectory
 
@@ -184,7 +189,9 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
         raise LTMError(
             "--preset cannot change when a run is resumed: leave it out, or start a new run with another --out"
         )
-    run = RunDirectory.open(out)
+    # A class that is named again here is one that the user wants.
+    named = [str(overrides[address]) for address in ("model.name", "prior.name", "guide.name") if address in overrides]
+    run = RunDirectory.open(out, allow_custom_code=allow_custom_code or named)
     before = run.settings
     settings = before.updated(overrides)
     for section in ("model", "data", "decoder", "prior", "guide"):
@@ -260,6 +267,8 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
         sys.exit(130)
     thoughts = ", from thoughts drawn from the prior" if settings.model.name == "ltm" else ""
     console.print(f"\nTexts of its own{thoughts}:\n")
-    show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)
+    # What it would run has run already.
+    trained = load_run(run.path, device=settings.training.device, allow_custom_code=True)
+    show_samples(trained, num=2, max_tokens=300)
     console.print("\nNext:\n")
     console.print(f"    ltm-pyro sample {shlex.quote(str(run.path))} --num 3\n", soft_wrap=True, highlight=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
@@ -19,7 +20,15 @@ from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
 from ltm_pyro.values import nearest, read_value
 
-__all__ = ["autocast_type", "build_baseline", "build_guide", "build_model", "check_components", "resolve"]
+__all__ = [
+    "autocast_type",
+    "build_baseline",
+    "build_guide",
+    "build_model",
+    "check_components",
+    "refuse_custom_code",
+    "resolve",
+]
 
 T = TypeVar("T")
 
@@ -114,6 +123,21 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise LTMError(f"{kind} {name!r} is abstract: define its {missing}")
     return found
+
+
+def refuse_custom_code(settings: Settings, source: Path, allowed: Collection[str]) -> None:
+    """Nothing, where settings that were read from a run name no class outside of this library but the allowed ones.
+
+    Raises:
+        LTMError: they name another, and importing it would run its module.
+    """
+    for kind in ("model", "prior", "guide"):
+        name = getattr(settings, kind).name
+        if ":" in name and name not in allowed:
+            raise LTMError(
+                f"{source} names the {kind} {name!r}, code that would run when the run is loaded: if you know and "
+                "trust it, give --allow-custom-code (in Python, allow_custom_code=True)"
+            )
 
 
 def check_components(settings: Settings) -> None:

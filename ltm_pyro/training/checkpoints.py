@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.errors import LTMError
+from ltm_pyro.training.checkpoint_state import check_finite, check_state
+from ltm_pyro.untrusted import read_bytes, read_json, refuse_link, tensor_entries
 
 __all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint", "write_durably"]
 
@@ -64,8 +66,9 @@ class CheckpointStore:
         """Writes a checkpoint in full before it appears under its name, then lets the oldest ones go.
 
         Raises:
-            LTMError: the disk is full or not writable; every earlier checkpoint is still there.
+            LTMError: the disk is full or not writable, or the folder a link; every earlier checkpoint is still there.
         """
+        refuse_link(self.folder)
         target = self.folder / f"step-{checkpoint.step:08d}"
         aside = self.folder / f".{target.name}.{os.getpid()}.tmp"
         try:
@@ -128,8 +131,11 @@ class CheckpointStore:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads one checkpoint's folder onto the CPU and checks every byte of it against the digests.
 
+    A digest tells damage; it proves nothing of who wrote the file, so headers, values and state are checked as well
+    (`ltm_pyro.untrusted`), before any tensor is made.
+
     Raises:
-        LTMError: a file is missing, truncated, changed, or of another version.
+        LTMError: a file is missing, truncated, changed, of another version, or holds what is no number.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -140,13 +146,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     names = [*_TENSOR_FILES, *([_POSTERIORS] if _POSTERIORS in about["sha256"] else [])]
     for name in names:
         try:
-            content = (path / name).read_bytes()
+            content = read_bytes(path / name)
         except OSError as error:
             raise LTMError(f"checkpoint {path} is damaged: cannot read {name} ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest() != about["sha256"].get(name):
             raise LTMError(f"checkpoint {path} is damaged: {name} is truncated or changed")
         try:
+            tensor_entries(content, name)
             tensors.append(load(content))
+            check_finite(tensors[-1], name)
+        except LTMError as error:
+            raise LTMError(f"checkpoint {path} is damaged: {error}") from error
         except SafetensorError as error:
             raise LTMError(f"checkpoint {path} is damaged: {name} is not a safetensors file ({error})") from error
     model, optimizer, *posteriors = tensors
@@ -157,6 +167,7 @@ def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file in one piece: aside, fsync, rename."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        aside.unlink(missing_ok=True)  # of a killed process with this number, or a link that leads elsewhere
         with aside.open("wb") as file:
             file.write(content)
             file.flush()
@@ -187,12 +198,12 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_bytes())
+        about = read_json(path)
         digest = about.pop("digest")
         version = about["format"]
     except OSError as error:
         raise LTMError(f"checkpoint {path.parent} is damaged: cannot read state.json ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (LTMError, KeyError, TypeError, AttributeError) as error:
         raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed") from error
     if digest != _digest(about):
         raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed")
@@ -201,6 +212,10 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"checkpoint {path.parent} has format {version}, this version of ltm-pyro reads format {FORMAT}: "
             "use the version that wrote it"
         )
+    try:
+        check_state(about, (*_TENSOR_FILES, _POSTERIORS))
+    except LTMError as error:
+        raise LTMError(f"checkpoint {path.parent} is damaged: {error}") from error
     return dict(about)
 
 
