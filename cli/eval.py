@@ -146,7 +146,7 @@ def command(
             seed=seed,
         )
         return
-    from ltm_pyro.cli.render import console, notices, show_report
+    from ltm_pyro.cli.render import console, notices, reading, show_report
 
     from ltm_pyro.evaluation import (
         bits_per_character,
@@ -165,7 +165,7 @@ def command(
     if informed:
         loaded.svi  # noqa: B018 - refuses a model without thoughts before the long work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
-    with notices.status("Preparing the data"):
+    with notices.status(reading(source)):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences or len(sequences)))
     options: dict[str, Any] = {

@@ -128,7 +128,7 @@ def command(
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
 
-    from ltm_pyro.cli.render import console, notices
+    from ltm_pyro.cli.render import console, notices, reading
 
     from ltm_pyro.data.files import optional_import
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
@@ -151,7 +151,8 @@ def command(
     }
     if featurizer:
         models[featurizer].features(["."])  # refused here by a model that has none
-    with notices.status("Preparing the data"):
+    source = data or loaded.settings.data.validation or loaded.settings.data.source
+    with notices.status(reading(source)):
         documents = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     with notices.status(f"Writing {num} texts"):
         texts = write_texts(
@@ -179,7 +180,7 @@ def command(
         "run": run,
         "step": loaded.step,
         "model": model.kind,
-        "data": data or loaded.settings.data.validation or loaded.settings.data.source,
+        "data": source,
         "texts": num,
         "max_tokens": max_tokens,
         "prompt_tokens": prompt_tokens,

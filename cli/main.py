@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import warnings
 from typing import TextIO
@@ -57,6 +58,9 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; bad input ends it with one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is written out
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     if "" not in sys.path:
         sys.path.append("")  # priors and guides of the user's own may lie in the working directory
@@ -79,7 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         if not isinstance(error, LTMError):
             raise
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        from ltm_pyro.untrusted import printable
+
+        click.echo(f"Error: {printable(' '.join(str(error).split()))}", err=True)
         sys.exit(2)
 
 

@@ -101,7 +101,7 @@ def command(
         ltm-pyro probe runs/tiny-fables --probe swap --show-texts
     """
     from ltm_pyro.cli.probe_tables import plot_layers, show_probes
-    from ltm_pyro.cli.render import console, notices
+    from ltm_pyro.cli.render import console, notices, reading
 
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation import validation_data
@@ -120,7 +120,7 @@ def command(
             f"{run} holds a model of kind {model.kind}, which has no thoughts to probe: train one with --model ltm"
         )
     source = data or loaded.settings.data.validation or loaded.settings.data.source
-    with notices.status("Preparing the data"):
+    with notices.status(reading(source)):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences))
     if len(indices) < 2 and set(chosen) != {"layers"}:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ltm_pyro.training.trainer import Observer
+from ltm_pyro.untrusted import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ __all__ = [
     "console",
     "draw_samples",
     "notices",
+    "reading",
     "show_info",
     "show_report",
     "show_samples",
@@ -50,9 +52,14 @@ def show_settings(settings: Settings) -> None:
         if section in unread:
             continue
         text = "  ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
-        table.add_row(section, text)
+        table.add_row(section, printable(text))
     console.print(table)
     console.print()
+
+
+def reading(source: str) -> str:
+    """What a status says while a source is read, which may be one that a run names."""
+    return f"Reading {printable(source)}"
 
 
 class TrainingDisplay(Observer):
@@ -233,7 +240,7 @@ def show_info(out: Console, about: Mapping[str, Any], settings: Settings) -> Non
                 columns = {name: about_it, f"{name}_se": "± s.e."}
         table = Table("step", *columns.values(), title="validation, nats/token")
         for row in about["validation"][-10:]:
-            table.add_row(str(row["step"]), *(_number(row[name]) for name in columns))
+            table.add_row(str(row["step"]), *(_number(row.get(name)) for name in columns))
         out.print(table)
     out.print("\nNext:\n")
     run = shlex.quote(about["run"])
@@ -270,7 +277,7 @@ def _terms(row: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
 def _error(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ def _reopen(
     out: str | None, preset: str | None, overrides: dict[str, Any], allow_custom_code: bool
 ) -> tuple[RunDirectory, Settings]:
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.training import RunDirectory
+    from ltm_pyro.training import RunDirectory, load_run
 
     if out is None:
         raise LTMError("--resume needs --out DIR: the run directory to go on with")
@@ -205,6 +206,12 @@ def _reopen(
             )
     if settings.training.init_from != before.training.init_from:
         raise LTMError("training.init_from cannot change when a run is resumed: start a new run with another --out")
+    run.refuse_links()
+    if run.store().paths():
+        # Refused here, where sizes that no checkpoint bears out are held back; training itself takes them as they are.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged checkpoints: the trainer will say so
+            load_run(run.path, device="cpu", allow_custom_code=True)
     return run, settings
 
 
@@ -212,10 +219,11 @@ def _data(settings: Settings, tokenizer: Path | None) -> Data:
     from dataclasses import asdict
 
     from ltm_pyro.data import build_data
+    from ltm_pyro.data.cache import known_cache
 
     arguments = asdict(settings.data)
     if tokenizer is not None:
-        arguments["tokenizer"] = str(tokenizer)
+        arguments |= {"tokenizer": str(tokenizer), "cache_dir": known_cache(settings.data.cache_dir)}
     return build_data(**arguments, seed=settings.training.seed)
 
 

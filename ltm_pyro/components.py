@@ -13,11 +13,13 @@ import torch
 
 from ltm_pyro.baselines import BASELINES, Baseline, TransformerShape
 from ltm_pyro.config import ComponentSettings, Settings
+from ltm_pyro.data.files import first_line
 from ltm_pyro.decoder.transformer import ThoughtDecoder
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES, Guide
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
+from ltm_pyro.untrusted import refuse_what_memory_cannot_hold
 from ltm_pyro.values import nearest, read_value
 
 __all__ = [
@@ -40,6 +42,7 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
         LTMError: the prior is unknown, its options are not its own, or the model has options.
     """
     _refuse_options_of_ltm(settings)
+    _refuse_what_memory_cannot_hold(settings, vocab_size)
     shape = settings.decoder
     decoder = ThoughtDecoder(
         vocab_size=vocab_size,
@@ -78,6 +81,7 @@ def build_baseline(settings: Settings, vocab_size: int) -> Baseline:
     Raises:
         LTMError: it is unknown, or its options are not its own.
     """
+    _refuse_what_memory_cannot_hold(settings, vocab_size)
     chosen = settings.model
     options = dict(chosen.options)
     same = options.pop("same_parameters", True)
@@ -166,6 +170,18 @@ def _refuse_options_of_ltm(settings: Settings) -> None:
         raise LTMError(f"model 'ltm' has no option {option!r}: its parts are the sections decoder, prior and guide")
 
 
+def _refuse_what_memory_cannot_hold(settings: Settings, vocab_size: int) -> None:
+    """Nothing, where the decoder's weights fit: they are allocated before anything else could tell."""
+    shape = settings.decoder
+    width = shape.thought_width or shape.hidden
+    layer = 14 * shape.hidden**2 + 2 * shape.hidden * width  # attentions, SwiGLU; keys and values of the thoughts
+    size = 4 * (vocab_size * shape.hidden + shape.layers * layer) + shape.layers * _MODULES_OF_A_LAYER
+    refuse_what_memory_cannot_hold(size, "the model that section decoder of the settings describes")
+
+
+_MODULES_OF_A_LAYER = 32 * 1024  # bytes of its Python objects, about
+
+
 def _build(
     kind: str,
     chosen: ComponentSettings,
@@ -176,7 +192,15 @@ def _build(
 ) -> T:
     """``Class(first, **options)``, the defaults being for those options that the class has."""
     make, accepted, options = _look_up(kind, chosen, known, base)
-    return cast(T, make(first, **{name: value for name, value in defaults.items() if name in accepted} | options))
+    given = {name: value for name, value in defaults.items() if name in accepted} | options
+    try:
+        return cast(T, make(first, **given))
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if chosen.name not in known:
+            raise  # the user's own class, whose traceback says where
+        raise LTMError(
+            f"{kind} {chosen.name!r} cannot be made of its options and the thoughts' shape: {first_line(error)}"
+        ) from error
 
 
 def _look_up(

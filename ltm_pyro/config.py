@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.values import above, at_least, nearest, plain, read_value, within
+from ltm_pyro.untrusted import MEBI, read_bytes
+from ltm_pyro.values import above, at_least, at_most, nearest, plain, read_value, within
 
 __all__ = [
     "ComponentSettings",
@@ -19,6 +20,9 @@ __all__ = [
     "Settings",
     "TrainingSettings",
 ]
+
+
+_MOST = 1 << 20  # of any number that memory or time is in proportion to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
         at_least("data.vocab_size", self.vocab_size, 257)
+        at_most("data.sequence_length", self.sequence_length, 1 << 24)
+        at_most("data.vocab_size", self.vocab_size, 1 << 20)
         if self.documents is not None:
             at_least("data.documents", self.documents, 1)
         within("data.validation_fraction", self.validation_fraction, 0, 1)
@@ -96,8 +102,9 @@ class DecoderSettings:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "num_thoughts", "window"):
             at_least(f"decoder.{name}", getattr(self, name), 1)
+            at_most(f"decoder.{name}", getattr(self, name), _MOST)
         if self.thought_width is not None:
-            at_least("decoder.thought_width", self.thought_width, 1)
+            within("decoder.thought_width", self.thought_width, 1, _MOST)
         if self.hidden % (2 * self.heads):
             raise LTMError(
                 f"decoder.hidden = {self.hidden} is no multiple of 2 * decoder.heads = {2 * self.heads}: "
@@ -161,6 +168,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         at_least("inference.fast_steps", self.fast_steps, 0)
+        at_most("inference.fast_steps", self.fast_steps, _MOST)
         above("inference.token_fraction", self.token_fraction, 0)
         within("inference.token_fraction", self.token_fraction, 0, 1)
         at_least("inference.full_final_steps", self.full_final_steps, 0)
@@ -232,6 +240,7 @@ class TrainingSettings:
             "keep_checkpoints",
         ):
             at_least(f"training.{name}", getattr(self, name), 1)
+        at_most("training.batch_size", self.batch_size, _MOST)
         if self.micro_batch_size is not None:
             at_least("training.micro_batch_size", self.micro_batch_size, 1)
         above("training.slow_lr", self.slow_lr, 0)
@@ -337,10 +346,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(read_bytes(Path(path), most=MEBI).decode("utf-8"))
     except OSError as error:
         raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of its dates and numbers
         raise LTMError(f"the settings file {path} is not valid TOML: {error}") from error
 
 

@@ -20,6 +20,8 @@ __all__ = [
     "MAX_DEPTH",
     "MEBI",
     "TensorEntry",
+    "exists",
+    "local_path",
     "parse_json",
     "printable",
     "read_bytes",
@@ -47,6 +49,29 @@ TensorEntry = tuple[str, tuple[int, ...]]
 def printable(text: str) -> str:
     """The text with what would steer a terminal (escapes, other controls but for white space) written out."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def local_path(text: str | Path) -> Path:
+    """The path that a text means; ``~`` and ``~name`` are home directories, where there are any.
+
+    Raises:
+        LTMError: no path can be so.
+    """
+    if "\0" in str(text):
+        raise LTMError(f"{str(text)!r} has a NUL in it, which no path has: leave it out")
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user
+        return path
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at a path that can be looked at; False also where the name is too long or out of reach."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_link(path: Path) -> None:
@@ -84,19 +109,20 @@ def read_bytes(path: Path, *, most: int | None = None) -> bytes:
         LTMError: it is no regular file, or larger.
         OSError: it cannot be read.
     """
-    # Without waiting for a writer, should it be a pipe.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise LTMError(f"{path} is not a regular file: give one")
+    try:
+        about = path.stat()  # before it is opened: to open a pipe is to wait for its writer
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a folder cannot be opened anyway
+            raise LTMError(f"{path} is not a regular file: put one in its place")
         if most is None:
             refuse_what_memory_cannot_hold(about.st_size, str(path))
         elif about.st_size > most:
             raise LTMError(f"{path} has {about.st_size} bytes, more than the {most} that such a file may have")
-        try:
-            return file.read(about.st_size + 1)
-        except MemoryError as error:
-            raise LTMError(f"{path} has {about.st_size} bytes, more than there is memory for: make room") from error
+        with path.open("rb") as file:
+            return file.read(about.st_size)
+    except MemoryError as error:
+        raise LTMError(f"{path} is larger than the memory that is left: make room") from error
+    except ValueError as error:  # a NUL in the name
+        raise LTMError(f"{str(path)!r} is no name that a file can have") from error
 
 
 def read_json(path: Path, *, most: int = MEBI, depth: int = MAX_DEPTH) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["above", "at_least", "nearest", "plain", "read_value", "within"]
+__all__ = ["above", "at_least", "at_most", "nearest", "plain", "read_value", "within"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -33,7 +33,10 @@ def read_value(address: str, value: Any, kind: Any) -> Any:
         return str(value)
     found = plain(value)
     if kind is float and isinstance(found, int) and not isinstance(found, bool):
-        found = float(found)
+        try:
+            found = float(found)
+        except OverflowError as error:
+            raise LTMError(f"{address} must be a number, got one that is too large") from error
     if kind is int and isinstance(found, float) and found.is_integer():
         found = int(found)
     if type(found) is not kind:
@@ -62,6 +65,12 @@ def at_least(address: str, value: float, low: float) -> None:
     """Raises LTMError, naming the setting, where ``value`` is below ``low`` or not a number."""
     if not value >= low:
         raise LTMError(f"{address} must be {low} or more, got {value}")
+
+
+def at_most(address: str, value: float, high: float) -> None:
+    """Raises LTMError, naming the setting, where ``value`` is above ``high`` or not a number."""
+    if not value <= high:
+        raise LTMError(f"{address} must be {high} or less, got {value}")
 
 
 def above(address: str, value: float, low: float) -> None:

@@ -1,8 +1,8 @@
 r"""Regular expressions of a tokenizer that cannot backtrack for ever.
 
 The engine behind ``tokenizers`` backtracks: on ``(a+)+b`` it tries every way to cut a run of a's. What is allowed is a
-plain subset, which has the patterns of the GPT, Llama, Qwen and DeepSeek families: no quantifier over a group that has a
-quantifier or alternatives in it, no back-reference, no recursion, and on one path at most two quantifiers without end.
+plain subset, which has the patterns of the GPT, Llama, Qwen and DeepSeek families: no quantifier over a group that has
+a quantifier or alternatives in it, no back-reference, no recursion, at most two quantifiers without end on one path.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ltm_pyro.data.files import first_line, optional_import
 from ltm_pyro.data.tokenizer_file import check_gpt2, check_tokenizer, read_tokenizer, refused_by_the_library
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import exists, local_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -104,10 +105,10 @@ class Tokenizer:
             LTMError: nothing is there, or it is no sound tokenizer.
         """
         _import()
-        path = Path(path_or_name).expanduser()
+        path = local_path(path_or_name)
         if path.is_dir():
             path = _inside(path)
-        if not path.exists():
+        if not exists(path):
             return cls._from_hub(str(path_or_name))
         try:
             backend = _gpt2(path) if path.is_dir() else read_tokenizer(path)

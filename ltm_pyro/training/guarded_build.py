@@ -20,7 +20,7 @@ __all__ = ["guarded", "refuse_other_weights"]
 T = TypeVar("T")
 
 # What a build takes beside the weights: draws behind a normaliser, a trace of the prior for the guide.
-_SPARE = 256 * MEBI
+_SPARE = 64 * MEBI
 _SPARE_OPERATIONS = 100_000
 
 
@@ -64,9 +64,9 @@ class _Bounded(TorchDispatchMode):
     """Refuses an operation whose results would be larger than a model's weights, before they are there."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         size = sum(value.nbytes for value in weights.values())
-        self._most, self._left = size + _SPARE, 8 * size + 2 * _SPARE
+        self._most, self._left = 2 * size + _SPARE, 8 * size + 4 * _SPARE
         self._operations = _SPARE_OPERATIONS + 1000 * len(weights)
 
     @classmethod

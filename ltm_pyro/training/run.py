@@ -21,7 +21,7 @@ from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_chec
 from ltm_pyro.training.guarded_build import guarded, refuse_other_weights
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.schedules import fast_lr
-from ltm_pyro.untrusted import MEBI, read_json
+from ltm_pyro.untrusted import MEBI, exists, read_json, refuse_link
 
 __all__ = ["LoadedRun", "RunDirectory", "choose_device", "fast_config", "load_run", "load_weights"]
 
@@ -45,7 +45,7 @@ class RunDirectory:
     @property
     def exists(self) -> bool:
         """Whether a run has been started here."""
-        return (self.path / "config.json").exists()
+        return exists(self.path / "config.json")
 
     def refuse_to_overwrite(self) -> None:
         """Nothing, where no run has been started here.
@@ -89,11 +89,23 @@ class RunDirectory:
         place = Path(path).absolute()
         inside = place.name.startswith("step-") and place.parent.name == "checkpoints"
         run = cls(place.parents[1] if inside else path, allow_custom_code=allow_custom_code)
-        if not run.path.exists():
+        if not exists(run.path):
             raise LTMError(f"there is no run at {path}: give the folder that `ltm-pyro train` wrote")
         if not run.exists:
             raise LTMError(f"{path} is not a run directory (it has no config.json): give what `ltm-pyro train` wrote")
         return run
+
+    def refuse_links(self) -> None:
+        """Nothing, where all that training writes lies in this folder.
+
+        Raises:
+            LTMError: a part of it is a symbolic link.
+        """
+        for place in (self.path / "checkpoints", self.path / "posteriors", self.path / "tensorboard"):
+            for path in (place, *(place.iterdir() if place.is_dir() and not place.is_symlink() else ())):
+                refuse_link(path)
+        for path in self.path.iterdir():
+            refuse_link(path)
 
     def write_settings(self, settings: Settings, vocab_size: int, class_names: Sequence[str] = ()) -> None:
         """Writes config.json in one piece.
