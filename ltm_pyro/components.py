@@ -20,7 +20,7 @@ from ltm_pyro.guides import GUIDES, Guide
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
 from ltm_pyro.untrusted import refuse_what_memory_cannot_hold
-from ltm_pyro.values import nearest, read_value
+from ltm_pyro.values import nearest, read_value, shown
 
 __all__ = [
     "autocast_type",
@@ -112,20 +112,20 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
         return known[name]
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        raise LTMError(f"unknown {kind} {name!r}{nearest(name, known)}; your own is given as package.module:Class")
+        raise LTMError(f"unknown {kind} {shown(name)}{nearest(name, known)}; your own is given as package.module:Class")
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
-        raise LTMError(f"{kind} {name!r} is not of the form package.module:Class")
+        raise LTMError(f"{kind} {shown(name)} is not of the form package.module:Class")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
-        raise LTMError(f"cannot import {kind} {name!r}: {error}; the module must be on the Python path") from error
+        raise LTMError(f"cannot import {kind} {shown(name)}: {error}; the module must be on the Python path") from error
     except AttributeError as error:
         raise LTMError(f"module {module_name!r} has no class {class_name!r} to use as {kind}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise LTMError(f"{kind} {name!r} is not a subclass of ltm_pyro.{base.__name__}")
+        raise LTMError(f"{kind} {shown(name)} is not a subclass of ltm_pyro.{base.__name__}")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        raise LTMError(f"{kind} {name!r} is abstract: define its {missing}")
+        raise LTMError(f"{kind} {shown(name)} is abstract: define its {missing}")
     return found
 
 
@@ -139,7 +139,7 @@ def refuse_custom_code(settings: Settings, source: Path, allowed: Collection[str
         name = getattr(settings, kind).name
         if ":" in name and name not in allowed:
             raise LTMError(
-                f"{source} names the {kind} {name!r}, code that would run when the run is loaded: if you know and "
+                f"{source} names the {kind} {shown(name)}, code that would run when the run is loaded: if you know and "
                 "trust it, give --allow-custom-code (in Python, allow_custom_code=True)"
             )
 
@@ -167,7 +167,9 @@ _MODELS: dict[str, type[Baseline]] = {"ltm": Baseline, **BASELINES}  # type: ign
 
 def _refuse_options_of_ltm(settings: Settings) -> None:
     for option in settings.model.options:
-        raise LTMError(f"model 'ltm' has no option {option!r}: its parts are the sections decoder, prior and guide")
+        raise LTMError(
+            f"model 'ltm' has no option {shown(option)}: its parts are the sections decoder, prior and guide"
+        )
 
 
 def _refuse_what_memory_cannot_hold(settings: Settings, vocab_size: int) -> None:
@@ -195,11 +197,11 @@ def _build(
     given = {name: value for name, value in defaults.items() if name in accepted} | options
     try:
         return cast(T, make(first, **given))
-    except (RuntimeError, MemoryError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, MemoryError, OverflowError) as error:
         if chosen.name not in known:
             raise  # the user's own class, whose traceback says where
         raise LTMError(
-            f"{kind} {chosen.name!r} cannot be made of its options and the thoughts' shape: {first_line(error)}"
+            f"{kind} {shown(chosen.name)} cannot be made of its options and the thoughts' shape: {first_line(error)}"
         ) from error
 
 
@@ -220,12 +222,12 @@ def _look_up(
     for option, value in chosen.options.items():
         if option not in named & accepted.keys():
             hint = f"it takes {', '.join(sorted(named))}" if named else "it takes none"
-            raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
+            raise LTMError(f"{kind} {shown(chosen.name)} has no option {shown(option)}: {hint}")
         declared = hints.get(option)
         options[option] = read_value(f"{kind}.{option}", value, declared) if _is_plain(declared) else value
     for name, parameter in accepted.items():
         if parameter.default is parameter.empty and name not in options:
-            raise LTMError(f"{kind} {chosen.name!r} needs its option {name!r}: give it as {kind}.{name}")
+            raise LTMError(f"{kind} {shown(chosen.name)} needs its option {shown(name)}: give it as {kind}.{name}")
     return cls, set(accepted), options
 
 

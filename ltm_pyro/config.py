@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from ltm_pyro.errors import LTMError
 from ltm_pyro.untrusted import MEBI, read_bytes
-from ltm_pyro.values import above, at_least, at_most, nearest, plain, read_value, within
+from ltm_pyro.values import above, at_least, at_most, nearest, plain, read_value, shown, within
 
 __all__ = [
     "ComponentSettings",
@@ -290,9 +290,11 @@ class Settings:
         for address, value in values.items():
             section, dot, key = address.partition(".")
             if not dot or not key:
-                raise LTMError(f"setting {address!r} is not of the form section.key, for example training.slow_lr")
+                raise LTMError(f"setting {shown(address)} is not of the form section.key, for example training.slow_lr")
             if section not in _SECTIONS:
-                raise LTMError(f"unknown section {section!r} in setting {address!r}{nearest(section, _SECTIONS)}")
+                raise LTMError(
+                    f"unknown section {shown(section)} in setting {shown(address)}{nearest(section, _SECTIONS)}"
+                )
             sections.setdefault(section, {})[key] = value
         changes = {name: _update_section(name, getattr(self, name), new) for name, new in sections.items()}
         return replace(self, **changes)
@@ -318,7 +320,9 @@ class Settings:
         flat: dict[str, Any] = {}
         for section, content in sections.items():
             if not isinstance(content, Mapping):
-                raise LTMError(f"section {section!r} of the settings must be a table of keys, got {content!r}")
+                raise LTMError(
+                    f"section {shown(section)} of the settings must be a table of keys, got {shown(content)}"
+                )
             flat |= {f"{section}.{key}": value for key, value in content.items()}
         return (base or cls()).updated(flat)
 
@@ -363,6 +367,6 @@ def _update_section(name: str, section: Any, new: Mapping[str, Any]) -> Any:
     changes = {}
     for key, value in new.items():
         if key not in hints:
-            raise LTMError(f"unknown setting {name}.{key}{nearest(key, hints)}")
+            raise LTMError(f"unknown setting {name}.{key[:200]}{nearest(key, hints)}")
         changes[key] = read_value(f"{name}.{key}", value, hints[key])
     return replace(section, **changes)

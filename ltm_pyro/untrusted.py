@@ -147,17 +147,19 @@ def parse_json(content: bytes | str, name: str, *, depth: int = MAX_DEPTH) -> An
         raise LTMError(f"{name} is nested more than {depth} deep") from error
     except ValueError as error:
         raise LTMError(f"{name} is not valid JSON ({' '.join(str(error).split())[:200]})") from error
-    level = [value]
-    for _ in range(depth + 1):
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(depth):
+        if not level:
+            return value
         level = [
             part
             for container in level
-            if isinstance(container, (dict, list))
             for part in (container.values() if isinstance(container, dict) else container)
+            if isinstance(part, (dict, list))
         ]
-        if not level:
-            return value
-    raise LTMError(f"{name} is nested more than {depth} deep")
+    if level:
+        raise LTMError(f"{name} is nested more than {depth} deep")
+    return value
 
 
 def tensor_entries(content: bytes, name: str) -> dict[str, TensorEntry]:

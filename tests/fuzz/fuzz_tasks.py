@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import shutil
 import traceback
 from collections.abc import Callable
@@ -166,6 +167,22 @@ def posteriors(place: Path) -> None:
     table.start(keys, {name: torch.zeros(len(keys), *shape) for name, shape in layout.items()})
 
 
+def hang(place: Path) -> None:
+    """Never ends."""
+    while True:
+        pass
+
+
+def hoard(place: Path) -> None:
+    """Takes more memory than there is for it."""
+    bytearray(1 << 40)
+
+
+def crash(place: Path) -> None:
+    """Ends the process."""
+    os.abort()
+
+
 def _keep(source: str, target: str) -> str:
     """Copies a file unless the case has one of its own there."""
     return target if Path(target).exists() else shutil.copy(source, target)
@@ -190,5 +207,19 @@ def _command(*arguments: Any) -> int:
 
 TASKS: dict[str, Callable[..., None]] = {
     task.__name__: task
-    for task in (corpus, settings, build, train, checkpoint, resume, tokenizer, pattern, metrics, posteriors)
+    for task in (
+        corpus,
+        settings,
+        build,
+        train,
+        checkpoint,
+        resume,
+        tokenizer,
+        pattern,
+        metrics,
+        posteriors,
+        hang,
+        hoard,
+        crash,
+    )
 }

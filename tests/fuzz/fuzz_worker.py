@@ -11,11 +11,12 @@ import os
 import selectors
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 TESTS = Path(__file__).resolve().parents[1]
-MEMORY = 1536 << 20  # bytes of address space beyond what the imports take
+MEMORY = 2 << 30  # bytes of address space beyond what the imports take
 CPU_SECONDS = 10  # of one case; time that the machine spends elsewhere does not count
 WALL_SECONDS = 240  # for what waits rather than works
 
@@ -40,11 +41,13 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
-    def run(self, task: str, files: dict[str, bytes] | None = None, **arguments: Any) -> Outcome:
+    def run(
+        self, task: str, files: dict[str, bytes] | None = None, *, cpu_seconds: int = CPU_SECONDS, **arguments: Any
+    ) -> Outcome:
         """The outcome of a task of `fuzz_tasks` in a new folder that holds the files."""
         self.cases += 1
         coded = {name: base64.b64encode(content).decode() for name, content in (files or {}).items()}
-        return self._ask({"task": task, "files": coded, "arguments": arguments})
+        return self._ask({"task": task, "files": coded, "arguments": arguments, "cpu_seconds": cpu_seconds})
 
     def stop(self) -> None:
         """Ends the process."""
@@ -85,7 +88,9 @@ class Worker:
             line = self._process.stdout.readline() if selector.select(WALL_SECONDS) else b""
         if line:
             return Outcome(*json.loads(line))
-        code = self._process.poll()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.returncode
         if case is not None:
             self._start()
         return Outcome("failed", f"the process died ({code}) or gave no answer")
@@ -106,8 +111,9 @@ def main(folder: Path) -> None:
     answers.write(json.dumps(["done", "ready"]) + "\n")
     answers.flush()
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # whose signal ends the process
-        answer = fuzz_tasks.answer(json.loads(line))
+        case = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, case["cpu_seconds"])  # whose signal ends the process
+        answer = fuzz_tasks.answer(case)
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -66,7 +66,7 @@ FUZZES = {
     ),
     "patterns": Fuzz(30, 250, lambda _: patterns, lambda w, c: w.run("pattern", pattern=c, texts=ANNOYING)),
     "metrics": Fuzz(
-        15, 120, lambda s: metric_files(s.metrics), lambda w, c: w.run("metrics", {"copy/metrics.jsonl": c})
+        8, 120, lambda s: metric_files(s.metrics), lambda w, c: w.run("metrics", {"copy/metrics.jsonl": c})
     ),
     "posteriors": Fuzz(
         15,
@@ -114,7 +114,21 @@ def test_two_thousand_cases_are_asked_for() -> None:
     assert sum(kind.quick for kind in FUZZES.values()) >= 300
 
 
-def test_the_worker_tells_a_hang_a_crash_and_a_bug_from_a_refusal(worker: Worker) -> None:
-    assert worker.run("metrics", {"copy/config.json": b"{"}).kind == "failed"  # `info` refuses it, and 0 is expected
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl"])
+def test_lines_of_ten_megabytes_are_read_in_bounded_memory(worker: Worker, name: str) -> None:
+    line = b"a" * 10_000_000 if name == "text.txt" else dumped({"text": "a" * 10_000_000})
+    outcome = worker.run(
+        "corpus", {name: line + b"\n" + line}, cpu_seconds=150, name=name, unit="line", label_column=None
+    )
+    assert outcome.kind == "done", outcome.text
+
+
+@pytest.mark.slow  # two new processes
+def test_the_worker_tells_a_bug_a_hang_and_much_memory_from_a_refusal(worker: Worker) -> None:
     assert worker.run("tokenizer", {"tokenizer.json": b"{"}).kind == "refused"
     assert "KeyError" in worker.run("no such task").text
+    assert "MemoryError" in worker.run("hoard").text
+    assert worker.run("hang", cpu_seconds=1) == Outcome("failed", "the process died (-27) or gave no answer")
+    assert worker.run("crash").kind == "failed"
+    assert worker.run("tokenizer", {"tokenizer.json": b"{"}).kind == "refused"
