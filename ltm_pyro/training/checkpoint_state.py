@@ -36,10 +36,10 @@ def check_state(about: Mapping[str, Any], files: Iterable[str]) -> None:
     state = about.get("state")
     if not isinstance(state, dict):
         raise LTMError("state.json has no table of the training's state")
-    sampler, sums = state.get("sampler", {}), state.get("sums", {})
+    sampler, sums = state.get("sampler"), state.get("sums")
     if not isinstance(sampler, dict) or not all(map(_is_count, sampler.values())):
         raise LTMError("state.json does not say where the sampler stands")
-    if not isinstance(sums, dict) or not all(type(value) in (int, float) for value in sums.values()):
+    if not isinstance(sums, dict) or not all(map(_is_number, sums.values())):
         raise LTMError("state.json has sums that are no numbers")
     for name in ("tokens", "flops"):
         # Operations of a long training go beyond 64 bits.
@@ -56,6 +56,10 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise LTMError(f"the tensor {key} in {name} has entries that are not finite")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _MOST  # nor NaN
 
 
 def _is_count(value: Any) -> bool:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 # What a build takes beside the weights: draws behind a normaliser, a trace of the prior for the guide.
 _SPARE = 64 * MEBI
-_SPARE_OPERATIONS = 100_000
+_SPARE_OPERATIONS = 20_000
 
 
 def guarded(build: Callable[[], T], settings: Settings, weights: Mapping[str, Tensor]) -> T:
@@ -67,7 +67,7 @@ class _Bounded(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         size = sum(value.nbytes for value in weights.values())
         self._most, self._left = 2 * size + _SPARE, 8 * size + 4 * _SPARE
-        self._operations = _SPARE_OPERATIONS + 1000 * len(weights)
+        self._operations = _SPARE_OPERATIONS + 200 * len(weights)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
