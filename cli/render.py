@@ -276,7 +276,7 @@ def _terms(row: Mapping[str, Any]) -> str:
     )
 
 
-def _number(value: float | None) -> str:
+def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -350,7 +351,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(read_bytes(Path(path), most=MEBI).decode("utf-8"))
+        tables = tomllib.loads(read_bytes(Path(path), most=MEBI).decode("utf-8"))
+        json.dumps(tables, default=str)  # as config.json will be: no number of more digits than Python writes
+        return tables
     except OSError as error:
         raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of its dates and numbers

@@ -76,7 +76,7 @@ def list_files(path: Path) -> list[Path]:
         LTMError: nothing is there, or nothing that can be read as text.
     """
     known = ", ".join(KINDS) + f" (.txt and .jsonl also with {', '.join(_COMPRESSIONS)})"
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         inside = (p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts))
         found = sorted((p for p in inside if p.is_file() and kind_of(p)), key=lambda p: p.relative_to(path).parts)
         if not found:

@@ -106,7 +106,7 @@ class Tokenizer:
         """
         _import()
         path = local_path(path_or_name)
-        if path.is_dir():
+        if exists(path) and path.is_dir():
             path = _inside(path)
         if not exists(path):
             return cls._from_hub(str(path_or_name))

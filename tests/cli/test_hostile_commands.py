@@ -52,7 +52,7 @@ def test_a_folder_becomes_no_cache_because_a_run_says_so(cli: Run, copy: Path, t
         (["--set", "training.slow_lr=" + "9" * 400], ["training.slow_lr must be a number", "too large"]),
         (["--set", "inference.fast_steps=" + "9" * 5000], ["inference.fast_steps must be a whole number"]),
         (["--prior", "x" * 9000], ["unknown prior 'xxx"]),
-        (["--prior", "\x1b[31mred"], [r"unknown prior '\\x1b[31mred'"]),
+        (["--prior", "\x1b[31mred"], [r"unknown prior '\x1b[31mred'"]),
         (["--data", "~nobody-has-this-name/x.txt"], ["no such file or folder"]),
         (["--data", "x" * 5000], ["no such file or folder"]),
         (["--tokenizer", "~nobody-has-this-name/"], ["no such file or folder"]),
