@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ltm_pyro.training.trainer import Observer
+from ltm_pyro.untrusted import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ __all__ = [
     "console",
     "draw_samples",
     "notices",
+    "reading",
     "show_report",
     "show_samples",
     "show_settings",
@@ -49,9 +51,14 @@ def show_settings(settings: Settings) -> None:
         if section in unread:
             continue
         text = "  ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
-        table.add_row(section, text)
+        table.add_row(section, printable(text))
     console.print(table)
     console.print()
+
+
+def reading(source: str) -> str:
+    """What a status says while a source is read, which may be one that a run names."""
+    return f"Reading {printable(source)}"
 
 
 class TrainingDisplay(Observer):
@@ -244,8 +251,8 @@ def _terms(row: Mapping[str, Any]) -> str:
     )
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
 def _error(value: float | None) -> str:

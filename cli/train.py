@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from ltm_pyro.cli.options import allow_custom_code_option
 
 if TYPE_CHECKING:
     from ltm_pyro.config import Settings
@@ -47,6 +49,7 @@ __all__ = ["command"]
 @click.option("--batch-size", metavar="N|auto", help="Sequences per slow step; auto: as many as fit into memory.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Run directory (default: a new one under runs/).")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out.")
+@allow_custom_code_option
 @click.option("--device", metavar="D", help="auto (default), cpu, cuda or cuda:K.")
 @click.option("--dtype", metavar="D", help="float32 (default) or bfloat16.")
 @click.option("--seed", type=int, metavar="S", help="Seed of weights, data order and noise (default: 0).")
@@ -62,6 +65,7 @@ def command(
     preset: str | None,
     out: str | None,
     resume: bool,
+    allow_custom_code: bool,
     config: str | None,
     assignments: tuple[str, ...],
     print_config: bool,
@@ -96,7 +100,7 @@ def command(
     overrides = _overrides(config, assignments, flags)
     fitted = _to_be_fitted(overrides)
     if resume:
-        run, settings = _reopen(out, preset, overrides)
+        run, settings = _reopen(out, preset, overrides, allow_custom_code)
     else:
         from ltm_pyro.presets import preset as named
 
@@ -208,9 +212,11 @@ def _fit(settings: Settings, data: Data, address: str, ranks: Ranks) -> Settings
     return settings.updated({address: size} | ({"training.micro_batch_size": None} if whole else {}))
 
 
-def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> tuple[RunDirectory, Settings]:
+def _reopen(
+    out: str | None, preset: str | None, overrides: dict[str, Any], allow_custom_code: bool
+) -> tuple[RunDirectory, Settings]:
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.training import RunDirectory
+    from ltm_pyro.training import RunDirectory, load_run
 
     if out is None:
         raise LTMError("--resume needs --out DIR: the run directory to go on with")
@@ -218,7 +224,9 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
         raise LTMError(
             "--preset cannot change when a run is resumed: leave it out, or start a new run with another --out"
         )
-    run = RunDirectory.open(out)
+    # A class that is named again here is one that the user wants.
+    named = [str(overrides[address]) for address in ("model.name", "prior.name", "guide.name") if address in overrides]
+    run = RunDirectory.open(out, allow_custom_code=allow_custom_code or named)
     before = run.settings
     settings = before.updated(overrides)
     for section in ("model", "data", "decoder", "prior", "guide"):
@@ -232,6 +240,12 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
             )
     if settings.training.init_from != before.training.init_from:
         raise LTMError("training.init_from cannot change when a run is resumed: start a new run with another --out")
+    run.refuse_links()
+    if run.store().paths():
+        # Refused here, where sizes that no checkpoint bears out are held back; training itself takes them as they are.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged checkpoints: the trainer will say so
+            load_run(run.path, device="cpu", allow_custom_code=True)
     return run, settings
 
 
@@ -239,10 +253,11 @@ def _data(settings: Settings, tokenizer: Path | None) -> Data:
     from dataclasses import asdict
 
     from ltm_pyro.data import build_data
+    from ltm_pyro.data.cache import known_cache
 
     arguments = asdict(settings.data)
     if tokenizer is not None:
-        arguments["tokenizer"] = str(tokenizer)
+        arguments |= {"tokenizer": str(tokenizer), "cache_dir": known_cache(settings.data.cache_dir)}
     return build_data(**arguments, seed=settings.training.seed)
 
 
@@ -305,6 +320,8 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
         return
     thoughts = ", from thoughts drawn from the prior" if settings.model.name == "ltm" else ""
     console.print(f"\nTexts of its own{thoughts}:\n")
-    show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)
+    # What it would run has run already.
+    trained = load_run(run.path, device=settings.training.device, allow_custom_code=True)
+    show_samples(trained, num=2, max_tokens=300)
     console.print("\nNext:\n")
     console.print(f"    ltm-pyro sample {shlex.quote(str(run.path))} --num 3\n", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.values import above, at_least, nearest, plain, read_value, within
+from ltm_pyro.untrusted import MEBI, read_bytes
+from ltm_pyro.values import above, at_least, at_most, nearest, plain, read_value, shown, within
 
 __all__ = [
     "ComponentSettings",
@@ -19,6 +21,9 @@ __all__ = [
     "Settings",
     "TrainingSettings",
 ]
+
+
+_MOST = 1 << 20  # of any number that memory or time is in proportion to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
         at_least("data.vocab_size", self.vocab_size, 257)
+        at_most("data.sequence_length", self.sequence_length, 1 << 24)
+        at_most("data.vocab_size", self.vocab_size, 1 << 20)
         if self.documents is not None:
             at_least("data.documents", self.documents, 1)
         within("data.validation_fraction", self.validation_fraction, 0, 1)
@@ -96,8 +103,9 @@ class DecoderSettings:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "num_thoughts", "window"):
             at_least(f"decoder.{name}", getattr(self, name), 1)
+            at_most(f"decoder.{name}", getattr(self, name), _MOST)
         if self.thought_width is not None:
-            at_least("decoder.thought_width", self.thought_width, 1)
+            within("decoder.thought_width", self.thought_width, 1, _MOST)
         if self.hidden % (2 * self.heads):
             raise LTMError(
                 f"decoder.hidden = {self.hidden} is no multiple of 2 * decoder.heads = {2 * self.heads}: "
@@ -161,6 +169,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         at_least("inference.fast_steps", self.fast_steps, 0)
+        at_most("inference.fast_steps", self.fast_steps, _MOST)
         above("inference.token_fraction", self.token_fraction, 0)
         within("inference.token_fraction", self.token_fraction, 0, 1)
         at_least("inference.full_final_steps", self.full_final_steps, 0)
@@ -239,6 +248,7 @@ class TrainingSettings:
             "keep_checkpoints",
         ):
             at_least(f"training.{name}", getattr(self, name), 1)
+        at_most("training.batch_size", self.batch_size, _MOST)
         if self.micro_batch_size is not None:
             at_least("training.micro_batch_size", self.micro_batch_size, 1)
         above("training.slow_lr", self.slow_lr, 0)
@@ -292,9 +302,11 @@ class Settings:
         for address, value in values.items():
             section, dot, key = address.partition(".")
             if not dot or not key:
-                raise LTMError(f"setting {address!r} is not of the form section.key, for example training.slow_lr")
+                raise LTMError(f"setting {shown(address)} is not of the form section.key, for example training.slow_lr")
             if section not in _SECTIONS:
-                raise LTMError(f"unknown section {section!r} in setting {address!r}{nearest(section, _SECTIONS)}")
+                raise LTMError(
+                    f"unknown section {shown(section)} in setting {shown(address)}{nearest(section, _SECTIONS)}"
+                )
             sections.setdefault(section, {})[key] = value
         changes = {name: _update_section(name, getattr(self, name), new) for name, new in sections.items()}
         return replace(self, **changes)
@@ -320,7 +332,9 @@ class Settings:
         flat: dict[str, Any] = {}
         for section, content in sections.items():
             if not isinstance(content, Mapping):
-                raise LTMError(f"section {section!r} of the settings must be a table of keys, got {content!r}")
+                raise LTMError(
+                    f"section {shown(section)} of the settings must be a table of keys, got {shown(content)}"
+                )
             flat |= {f"{section}.{key}": value for key, value in content.items()}
         return (base or cls()).updated(flat)
 
@@ -348,10 +362,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_bytes(Path(path), most=MEBI).decode("utf-8"))
+        json.dumps(tables, default=str)  # as config.json will be: no number of more digits than Python writes
+        return tables
     except OSError as error:
         raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of its dates and numbers
         raise LTMError(f"the settings file {path} is not valid TOML: {error}") from error
 
 
@@ -365,6 +381,6 @@ def _update_section(name: str, section: Any, new: Mapping[str, Any]) -> Any:
     changes = {}
     for key, value in new.items():
         if key not in hints:
-            raise LTMError(f"unknown setting {name}.{key}{nearest(key, hints)}")
+            raise LTMError(f"unknown setting {name}.{key[:200]}{nearest(key, hints)}")
         changes[key] = read_value(f"{name}.{key}", value, hints[key])
     return replace(section, **changes)

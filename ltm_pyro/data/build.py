@@ -14,6 +14,7 @@ from ltm_pyro.data.shards import shard_of
 from ltm_pyro.data.sources import open_corpus, split_corpus
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import local_path
 
 __all__ = ["Data", "build_data", "build_evaluation_data", "train_tokenizer"]
 
@@ -216,7 +217,7 @@ def choose_layout(layout: str, source: str, label_column: str | None = None) -> 
 
 
 def _cache_path(cache_dir: str | Path | None) -> Path | None:
-    return None if cache_dir is None else Path(cache_dir).expanduser()
+    return None if cache_dir is None else local_path(cache_dir)
 
 
 def _check_not_empty(corpus: Corpus) -> None:

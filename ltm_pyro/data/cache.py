@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TypeVar
 
 from ltm_pyro.errors import LTMError
 from ltm_pyro.locks import try_lock
+from ltm_pyro.untrusted import exists, local_path
 
-__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file"]
+__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file", "known_cache"]
 
 T = TypeVar("T")
 
@@ -27,6 +29,20 @@ _STALE_SECONDS = 24 * 3600
 def default_cache_dir() -> Path:
     """``$LTM_PYRO_CACHE``, or ``~/.cache/ltm-pyro``."""
     return Path(os.environ.get("LTM_PYRO_CACHE") or "~/.cache/ltm-pyro").expanduser()
+
+
+def known_cache(cache_dir: str | None) -> Path | None:
+    """The cache that a run's config.json names, where it is one; else None, the user's own, with a warning.
+
+    A config.json may come from anybody, so no folder becomes a cache because one says so.
+    """
+    if cache_dir is None:
+        return None
+    folder = local_path(cache_dir)
+    if any(exists(folder / name) and (folder / name).is_dir() for name in ("shards", "tokenizers")):
+        return folder
+    warnings.warn(f"the run's data.cache_dir, {folder}, is no cache here: using your own", stacklevel=2)
+    return None
 
 
 def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[[Path], T]) -> T:

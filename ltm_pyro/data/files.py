@@ -22,6 +22,7 @@ from ltm_pyro.data.columns import columns_of, text_of
 from ltm_pyro.data.labels import as_label
 from ltm_pyro.data.zstd import ZstdReader
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import exists
 
 __all__ = [
     "KINDS",
@@ -40,6 +41,7 @@ TextUnit = Literal["auto", "file", "block", "line"]
 KINDS = (".txt", ".jsonl", ".parquet")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PEEK = 1 << 20
+_LONGEST_LINE = 64 << 20  # bytes; what a compressed file expands to may have no end
 
 
 def optional_import(module: str, purpose: str, extra: str | None = None) -> Any:
@@ -74,16 +76,18 @@ def list_files(path: Path) -> list[Path]:
         LTMError: nothing is there, or nothing that can be read as text.
     """
     known = ", ".join(KINDS) + f" (.txt and .jsonl also with {', '.join(_COMPRESSIONS)})"
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         inside = (p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts))
         found = sorted((p for p in inside if p.is_file() and kind_of(p)), key=lambda p: p.relative_to(path).parts)
         if not found:
             raise LTMError(f"{path}: the folder holds no text files; expected {known}")
         return found
-    if not path.exists():
+    if not exists(path):
         raise LTMError(f"{path}: no such file or folder; give an existing path, `fables`, or `hf:name` for the hub")
     if kind_of(path) is None:
         raise LTMError(f"{path}: unknown kind of file; expected {known}: rename or convert it")
+    if not path.is_file():
+        raise LTMError(f"{path}: no regular file, so it may never end; write it into one")
     return [path]
 
 
@@ -141,6 +145,8 @@ def column_names(path: Path) -> list[str]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except MemoryError as error:
+        raise LTMError(f"{path}: takes more memory than there is; compress it with a smaller window") from error
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None) is None:  # gzip and bz2 report damage as an OSError without a number
             raise LTMError(
@@ -166,7 +172,11 @@ def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
     r"""(number, decoded line with its end) of a UTF-8 file; only ``\n`` ends a line here."""
     offset = 0
     with _open(path, compression) as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), b""), 1):
+            if len(raw) > _LONGEST_LINE:
+                raise LTMError(
+                    f"{path}, line {number}: has more than {_LONGEST_LINE} bytes; break it into several documents"
+                )
             body = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             try:
                 yield number, body.decode("utf-8")

@@ -93,10 +93,16 @@ class Shard:
             ):
                 if expected is not None and file_digest(folder / f"{name}.bin") != expected:
                     raise ValueError(f"{name}.bin has changed since it was written")
+            if manifest.dtype not in ("<u2", "<u4"):
+                raise ValueError(f"its tokens are of type {manifest.dtype}")
             tokens = np.memmap(folder / "tokens.bin", dtype=manifest.dtype, mode="r")
             offsets = np.fromfile(folder / "documents.bin", dtype="<i8").astype(np.int64, copy=False)
             if (len(tokens), len(offsets)) != (manifest.num_tokens, manifest.num_documents + 1):
                 raise ValueError("the counts in manifest.json are not those of the files")
+            if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
+                raise ValueError("its documents are not one after another")
+            if int(tokens.max()) >= manifest.vocab_size:
+                raise ValueError("a token is not in the vocabulary")
             labels = np.fromfile(folder / "labels.bin", dtype=LABEL_RECORD) if manifest.classes else None
             if labels is not None and (
                 len(labels) != manifest.num_documents or labels["class"].max() >= len(manifest.classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast, get_args
 
 from ltm_pyro.data.corpora import (
@@ -17,6 +16,7 @@ from ltm_pyro.data.corpora import (
 from ltm_pyro.data.files import TextUnit
 from ltm_pyro.data.hub import HubCorpus
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import local_path
 
 __all__ = ["open_corpus", "split_corpus"]
 
@@ -58,7 +58,7 @@ def open_corpus(
     elif not source:
         raise LTMError("the data source is empty; give `fables`, a file or folder, or `hf:name`")
     else:
-        corpus = FileCorpus(Path(source).expanduser(), column or "text", _text_unit(text_unit), label_column)
+        corpus = FileCorpus(local_path(source), column or "text", _text_unit(text_unit), label_column)
     return corpus if documents is None else Limited(corpus, documents)
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.guides.base import LocalParams
+from ltm_pyro.untrusted import read_bytes, read_json, refuse_link
 
 __all__ = ["PosteriorTable"]
 
 _FORMAT = 1
+_WIDEST = 1 << 28  # entries of a row
 
 
 class PosteriorTable:
@@ -45,10 +47,13 @@ class PosteriorTable:
         except OSError as error:
             raise unwritable(self.folder, error, "or choose another folder") from error
         try:
+            links = [place for place in (self.folder, *self.folder.iterdir()) if place.is_symlink()]
             self._layout = self._read_layout()
             self._rows_of = self._read_keys()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, LTMError) as error:
             raise LTMError(f"{self.folder} is no table of posteriors ({error}): delete it and run again") from error
+        for place in links:
+            refuse_link(place)
 
     def __len__(self) -> int:
         return len(self._rows_of.keys() | self._unwritten.keys())
@@ -188,19 +193,29 @@ class PosteriorTable:
         path = self.folder / "layout.json"
         if not path.exists():
             return None
-        about: Any = json.loads(path.read_text(encoding="utf-8"))
+        about: Any = read_json(path)
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']}, expected {_FORMAT}")
-        return {str(name): [int(size) for size in shape] for name, shape in about["local"].items()}
+        layout: dict[str, list[int]] = about["local"]
+        sizes = [size for shape in layout.values() for size in shape]
+        if not all(type(size) is int and 0 < size < _WIDEST for size in sizes) or not layout:
+            raise ValueError("its layout has no sizes")
+        if sum(map(math.prod, layout.values())) >= _WIDEST:
+            raise ValueError("its rows are too wide")
+        return layout
 
     def _read_keys(self) -> dict[int, int]:
         path = self.folder / "keys.bin"
         if self._layout is None or not path.exists():
             return {}
         # Rows are written first: a kill between the two files leaves rows without keys, which are written again.
-        keys = np.fromfile(path, dtype="<i8")
+        content = read_bytes(path)
+        keys = np.frombuffer(content, "<i8", count=len(content) // 8)
         whole = min(len(keys), (self.folder / "rows.bin").stat().st_size // (4 * self._width))
-        return {int(key): place for place, key in enumerate(keys[:whole])}
+        places = {int(key): place for place, key in enumerate(keys[:whole])}
+        if len(places) < whole:
+            raise ValueError("a key stands in it twice")
+        return places
 
 
 def _opened(path: Path) -> Any:
