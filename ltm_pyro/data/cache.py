@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file"]
+__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file", "unwritable"]
 
 T = TypeVar("T")
 
@@ -52,12 +52,17 @@ def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[
         build(temporary)
         return _publish(temporary, folder, load)
     except OSError as error:
-        raise LTMError(
-            f"{folder.parent}: the cache cannot be written ({error.strerror or error}); free some space "
-            "there, or set another folder with cache_dir or $LTM_PYRO_CACHE"
-        ) from error
+        raise unwritable(folder.parent, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unwritable(folder: Path, error: OSError) -> LTMError:
+    """The error for a cache folder that cannot be written."""
+    return LTMError(
+        f"{folder}: the cache cannot be written ({error.strerror or error}); free some space there, or set another "
+        "folder with cache_dir or $LTM_PYRO_CACHE"
+    )
 
 
 def _publish(temporary: Path, folder: Path, load: Callable[[Path], T]) -> T:

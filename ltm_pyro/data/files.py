@@ -15,16 +15,19 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from ltm_pyro.data.columns import columns_of, text_of
 from ltm_pyro.data.labels import as_label
+from ltm_pyro.data.long_text import LongText, TextBuilder
 from ltm_pyro.data.zstd import ZstdReader
 from ltm_pyro.errors import LTMError
 
 __all__ = [
     "KINDS",
+    "LONGEST",
     "TextUnit",
     "column_names",
     "first_line",
@@ -40,6 +43,8 @@ TextUnit = Literal["auto", "file", "block", "line"]
 KINDS = (".txt", ".jsonl", ".parquet")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PEEK = 1 << 20
+LONGEST = 256_000_000
+"""Bytes of the longest line of .jsonl, unless told otherwise."""
 
 
 def optional_import(module: str, purpose: str, extra: str | None = None) -> Any:
@@ -88,15 +93,16 @@ def list_files(path: Path) -> list[Path]:
 
 
 def read_rows(
-    path: Path, *, column: str, unit: TextUnit, label_column: str | None = None
-) -> Iterator[tuple[int, str, str | None]]:
+    path: Path, *, column: str, unit: TextUnit, label_column: str | None = None, longest: int = LONGEST
+) -> Iterator[tuple[int, str | LongText, str | None]]:
     r"""(row, text, label) of every document in one file, in order; rows count from 1 (for .txt and .jsonl: lines).
 
     A byte-order mark is dropped and the line ends of .txt become ``\n``. ``unit`` says what a document is in
     a .txt file: the whole ``file``, each ``block`` between blank lines, each ``line``, or ``auto``: blocks if
     a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too. ``column`` may be
     a template of several (`columns_of`). ``label`` is None where there is no ``label_column``, and where a row's class
-    is unknown (`as_label`).
+    is unknown (`as_label`). A text of a .txt file that may be longer than memory is a `LongText`; a line of .jsonl has
+    at most ``longest`` bytes.
     """
     kind = kind_of(path)
     if kind is None:  # pragma: no cover - list_files has refused it
@@ -105,7 +111,7 @@ def read_rows(
         if kind[0] == ".parquet":
             yield from _parquet_rows(path, column, label_column)
         elif kind[0] == ".jsonl":
-            yield from _json_rows(path, kind[1], column, label_column)
+            yield from _json_rows(path, kind[1], column, label_column, longest)
         else:
             yield from ((row, text, None) for row, text in _text_rows(path, kind[1], unit))
 
@@ -128,7 +134,7 @@ def column_names(path: Path) -> list[str]:
                     f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again"
                 ) from error
         if kind is not None and kind[0] == ".jsonl":
-            first = next((line for _, line in _lines(path, kind[1]) if line.strip()), "{}")
+            first = next((line for _, line in _lines(path, kind[1], LONGEST) if line.strip()), "{}")
             try:
                 record = json.loads(first)
             except (ValueError, RecursionError):
@@ -162,55 +168,124 @@ def _open(path: Path, compression: str) -> io.BufferedIOBase:
     return path.open("rb")
 
 
-def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
-    r"""(number, decoded line with its end) of a UTF-8 file; only ``\n`` ends a line here."""
+def _lines(path: Path, compression: str, longest: int) -> Iterator[tuple[int, str]]:
+    r"""(number, decoded line with its end) of a UTF-8 file of lines of at most so many bytes."""
     offset = 0
     with _open(path, compression) as stream:
-        for number, raw in enumerate(stream, 1):
-            body = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            try:
-                yield number, body.decode("utf-8")
-            except UnicodeDecodeError as error:
-                at = offset + len(raw) - len(body) + error.start
-                utf16 = number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-                guess = "utf-16" if utf16 else "latin1"
+        for number in count(1):
+            raw = stream.readline(longest + 1)
+            if not raw:
+                return
+            if len(raw) > longest:
                 raise LTMError(
-                    f"{path}, line {number}, byte {at}: not UTF-8 (byte 0x{body[error.start]:02x}); "
-                    f"convert it, for example with `iconv -f {guess} -t utf-8`"
-                ) from error
+                    f"{path}, line {number}: the line has more than {longest:,} bytes, and .jsonl is read by whole "
+                    "lines; raise data.max_document_mb, or break the document up"
+                )
+            yield number, _decoded(raw, path, number, offset)
             offset += len(raw)
 
 
-def _text_rows(path: Path, compression: str, unit: TextUnit) -> Iterator[tuple[int, str]]:
+def _pieces(path: Path, compression: str) -> Iterator[tuple[int, str]]:
+    r"""(number of the line, some of its text) of a UTF-8 file; only ``\n`` ends a line here, and a long one is cut."""
+    offset, number, held = 0, 1, b""
+    with _open(path, compression) as stream:
+        while raw := held + stream.readline(_PEEK):
+            ready = len(raw)
+            if len(raw) - len(held) == _PEEK and not raw.endswith(b"\n"):
+                ready = _whole_characters(raw)
+            held = raw[ready:]
+            yield number, _unix(_decoded(raw[:ready], path, number, offset))
+            offset += ready
+            number += raw.endswith(b"\n")
+
+
+def _whole_characters(raw: bytes) -> int:
+    r"""How many of the bytes end with a whole character that is no ``\r``, which the next byte may belong to."""
+    for back in range(1, min(4, len(raw)) + 1):
+        byte = raw[-back]
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(raw) - back if length > back else len(raw)
+        if byte < 0x80:
+            break
+    return len(raw) - raw.endswith(b"\r")
+
+
+def _decoded(raw: bytes, path: Path, number: int, offset: int) -> str:
+    """The text of some bytes that stand at ``offset``, a byte-order mark at the file's start dropped."""
+    body = raw.removeprefix(codecs.BOM_UTF8) if offset == 0 else raw
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset + len(raw) - len(body) + error.start
+        utf16 = offset == 0 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        guess = "utf-16" if utf16 else "latin1"
+        raise LTMError(
+            f"{path}, line {number}, byte {at}: not UTF-8 (byte 0x{body[error.start]:02x}); "
+            f"convert it, for example with `iconv -f {guess} -t utf-8`"
+        ) from error
+
+
+def _text_lines(path: Path, compression: str) -> Iterator[tuple[int, str, bool]]:
+    """(number, text, whether the line ends with it) of all lines, a long one in several parts."""
+    number, is_open = 1, False
+    for number, piece in _pieces(path, compression):
+        *ended, rest = piece.split("\n")
+        for text in ended:
+            yield number, text, True
+        if rest:
+            yield number, rest, False
+        is_open = bool(rest) or (is_open and not ended)
+    if is_open:
+        yield number, "", True
+
+
+def _text_rows(path: Path, compression: str, unit: TextUnit) -> Iterator[tuple[int, str | LongText]]:
     if unit == "auto":
         unit = _guess_unit(path, compression)
-    if unit == "file":
-        yield 1, "".join(_unix(line) for _, line in _lines(path, compression))
-        return
-    block: list[str] = []
-    first = 1
-    for number, line in _lines(path, compression):
-        for part in _unix(line).removesuffix("\n").split("\n"):
-            if unit == "line":
-                yield number, part
-            elif part.strip():
+    text = TextBuilder()
+    if unit == "block":
+        yield from _blocks(path, compression)
+    elif unit == "file":
+        for _, piece in _pieces(path, compression):
+            text.add(piece)
+        yield 1, text.finish()
+    else:
+        for number, part, ends in _text_lines(path, compression):
+            text.add(part)
+            if ends:
+                yield number, text.finish()
+
+
+def _blocks(path: Path, compression: str) -> Iterator[tuple[int, str | LongText]]:
+    block, first = TextBuilder(), 1
+    blank: list[str] | None = []  # white space that the line begins with; None once it has something else
+    for number, part, ends in _text_lines(path, compression):
+        if blank is not None and not part.strip():
+            blank.append(part)
+            if ends and block:
+                yield first, block.finish()
+        else:
+            if blank is not None:
                 first = first if block else number
-                block.append(part)
-            elif block:
-                yield first, "\n".join(block)
-                block = []
+                block.add(("\n" if block else "") + "".join(blank))
+            block.add(part)
+            blank = None
+        if ends:
+            blank = []
     if block:
-        yield first, "\n".join(block)
+        yield first, block.finish()
 
 
 def _guess_unit(path: Path, compression: str) -> TextUnit:
-    seen, text = 0, False
-    for _, line in _lines(path, compression):
-        for part in _unix(line).removesuffix("\n").split("\n"):
-            if text and not part.strip():
-                return "block"
-            text = text or bool(part.strip())
-        seen += len(line)
+    seen, text, blank = 0, False, True
+    for _, part, ends in _text_lines(path, compression):
+        blank = blank and not part.strip()
+        seen += len(part) + ends
+        if ends and blank and text:
+            return "block"
+        text = text or not blank
+        blank = blank or ends
         if seen > _PEEK:
             break
     return "line"
@@ -221,9 +296,9 @@ def _unix(line: str) -> str:
 
 
 def _json_rows(
-    path: Path, compression: str, column: str, label_column: str | None
+    path: Path, compression: str, column: str, label_column: str | None, longest: int
 ) -> Iterator[tuple[int, str, str | None]]:
-    for number, line in _lines(path, compression):
+    for number, line in _lines(path, compression, longest):
         if not line.strip():
             continue
         try:

@@ -67,6 +67,7 @@ def validation_data(
         seed=seed,
         streaming=data.streaming,
         label_column=data.label_column,
+        max_document_mb=data.max_document_mb,
     )
     cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
     return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length, class_names=class_names)

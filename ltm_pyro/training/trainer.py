@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
+from ltm_pyro.data.prefetch import Prefetched
 from ltm_pyro.errors import LTMError
 from ltm_pyro.noise import mix64
 from ltm_pyro.training.checkpoints import Checkpoint
@@ -74,7 +75,8 @@ class Trainer:
         if not run.store().paths():  # a checkpoint's weights would replace them
             load_initial_weights(self.learner.modules, settings, data.tokenizer)
         self.optimizer = self.learner.optimizer
-        self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
+        self.sampler = data.training.sampler(training.batch_size, seed=training.seed)
+        self.batches = Prefetched(self.sampler, data.training.batch, settings.data.prefetch)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
         self.store = run.store(training.keep_checkpoints)
@@ -150,7 +152,7 @@ class Trainer:
         training = self.settings.training
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
-        batch = self.data.train.batch(next(self.sampler))
+        batch = self.batches(next(self.sampler))
         if self.settings.decoder.compile:
             batch = batch.rounded_up(_COMPILED_LENGTHS)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
@@ -231,10 +233,10 @@ class Trainer:
             "operations: they are counted again, as if all steps had been taken with the present settings",
             stacklevel=2,
         )
-        sampler = Sampler(len(self.data.train), training.batch_size, seed=training.seed)
+        sampler = self.data.training.sampler(training.batch_size, seed=training.seed)
         tokens = flops = 0
         for indices in islice(sampler, checkpoint.step):
-            batch = self.data.train.batch(indices)
+            batch = self.data.training.batch(indices)
             tokens, flops = tokens + int(batch.num_scored.sum()), flops + self.learner.flops(batch)
         return tokens, flops
 

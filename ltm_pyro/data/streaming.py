@@ -1,0 +1,288 @@
+"""Training on a corpus that is not tokenised as a whole: window after window of its chunks, each shuffled.
+
+The order of the sequences is a function of (seed, epoch) and of the corpus alone, and a sampler's batches are the same
+on every rank, so that a run may go on with another number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltm_pyro.batch import TokenBatch
+from ltm_pyro.data.cache import default_cache_dir
+from ltm_pyro.data.chunks import Chunk, ChunkStore
+from ltm_pyro.data.corpora import Corpus, digest_of
+from ltm_pyro.data.sampler import permutation
+from ltm_pyro.data.sequences import Layout, SequenceDataset
+from ltm_pyro.data.shards import Manifest, Shard
+from ltm_pyro.data.supply import ChunkSupply
+from ltm_pyro.data.tokenizer import Tokenizer
+from ltm_pyro.errors import LTMError
+
+__all__ = ["StreamSampler", "StreamingDataset", "stream_store"]
+
+_FORMAT = 1
+_BITS = 32  # of an index, for the place in its window
+
+
+def stream_store(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path | None = None) -> ChunkStore:
+    """Where the chunks of a stream lie: a folder named by the corpus's fingerprint and the tokenizer's digest."""
+    root = default_cache_dir() if cache_dir is None else cache_dir
+    key = digest_of(["stream", str(_FORMAT), corpus.fingerprint(), tokenizer.digest])[:32]
+    return ChunkStore(root / "chunks" / key)
+
+
+class StreamingDataset:
+    """Sequences of a corpus whose chunks are tokenised while it is trained on.
+
+    Window w holds the next chunks of the corpus: one, then two, four … until there are ``window_chunks`` of them, so
+    that training starts soon. Its tokens are cut into sequences as those of a shard are (`SequenceDataset`), in no
+    sequence with those of another window.
+
+    Args:
+        supply: gives the chunks.
+        tokenizer: of the chunks.
+        layout: ``packed`` or ``documents``.
+        sequence_length: N, the greatest length.
+        window_chunks: chunks that are shuffled together.
+        spool: whether chunks are removed once they were used, so that the disk holds a few windows alone.
+    """
+
+    class_names: tuple[str, ...] = ()
+    """A stream has no classes: they are known only when it has been read."""
+
+    def __init__(
+        self,
+        supply: ChunkSupply,
+        tokenizer: Tokenizer,
+        layout: Layout,
+        sequence_length: int,
+        *,
+        window_chunks: int = 16,
+        spool: bool = False,
+    ) -> None:
+        self.layout: Layout = layout
+        self.sequence_length = sequence_length
+        self.window_chunks = window_chunks
+        self._supply, self._tokenizer, self._spool = supply, tokenizer, spool
+        self._windows: dict[int, tuple[SequenceDataset, str]] = {}
+        self._lock = RLock()  # batches may be made in another thread than the one that samples
+
+    def chunks_of(self, window: int) -> range:
+        """The chunks of a window."""
+        doublings = (self.window_chunks - 1).bit_length()
+        begins = (1 << min(window, doublings)) - 1 + max(0, window - doublings) * self.window_chunks
+        return range(begins, begins + min(1 << min(window, doublings), self.window_chunks))
+
+    def window(self, number: int) -> SequenceDataset | None:
+        """The sequences of a window, which is waited for; None behind the last.
+
+        Raises:
+            LTMError: the corpus cannot be read.
+        """
+        loaded = self._load(number)
+        return None if loaded is None else loaded[0]
+
+    def digest(self, number: int) -> str:
+        """What stands for the tokens of a window."""
+        loaded = self._load(number)
+        return "" if loaded is None else loaded[1]
+
+    def batch(self, indices: Sequence[int]) -> TokenBatch:
+        """The sequences of a sampler's indices, padded with end-of-text to the longest of them.
+
+        Raises:
+            LTMError: no index, or one that is none of this stream's.
+        """
+        if not len(indices):
+            raise LTMError("a batch needs at least one sequence index, got none")
+        parts, rows = [], []
+        for number in dict.fromkeys(index >> _BITS for index in indices):
+            window = self.window(number)
+            if window is None:
+                raise LTMError(f"sequence index {number << _BITS}: the stream has no window {number}")
+            chosen = [row for row, index in enumerate(indices) if index >> _BITS == number]
+            parts.append(window.batch([indices[row] & ((1 << _BITS) - 1) for row in chosen]))
+            rows += chosen
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.tokens.shape[1] for part in parts)
+        order = torch.from_numpy(np.argsort(rows))
+        pad = self._tokenizer.end_of_text
+        padded = [torch.nn.functional.pad(p.tokens, (0, width - p.tokens.shape[1]), value=pad) for p in parts]
+        return TokenBatch(
+            torch.cat(padded)[order],
+            torch.cat([part.lengths for part in parts])[order],
+            torch.cat([part.start for part in parts])[order],
+        )
+
+    def sampler(self, batch_size: int, seed: int = 0) -> StreamSampler:
+        """Endless batches of indices for `batch`."""
+        return StreamSampler(self, batch_size, seed)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Documents and tokens, once the stream's end was met; before, the chunks that are there."""
+        store = self._supply.store
+        count = store.count()
+        if count is None:
+            return {"chunks so far": sum(1 for _ in store.folder.glob("[0-9]" * 8))}
+        manifests = [store.manifest(number) for number in range(count)]
+        return {
+            "documents": sum(manifest.num_documents for manifest in manifests),
+            "tokens": sum(manifest.num_tokens for manifest in manifests),
+        }
+
+    def close(self) -> None:
+        """Ends what works in the background."""
+        self._supply.close()
+
+    def _load(self, number: int) -> tuple[SequenceDataset, str] | None:
+        with self._lock:
+            if number not in self._windows:
+                chunks = self.chunks_of(number)
+                # The window after this one is made ready meanwhile, and the token before this one may be asked for.
+                self._supply.want(max(0, chunks[0] - 1), self.chunks_of(number + 1)[-1])
+                parts = [chunk for n in chunks if (chunk := self._supply.get(n)) is not None]
+                if not parts:
+                    return None
+                if self._spool and number > 1:  # another rank may be one window behind
+                    for old in range(self.chunks_of(number - 1)[0] - 1):
+                        self._supply.store.drop(old)
+                self._windows[number] = self._joined(parts), digest_of(c.manifest.tokens_sha256 for c in parts)
+                for old in [n for n in self._windows if not number - 1 <= n <= number]:
+                    del self._windows[old]
+            return self._windows[number]
+
+    def _joined(self, chunks: list[Chunk]) -> SequenceDataset:
+        tokens = np.concatenate([chunk.tokens for chunk in chunks])
+        starts = np.cumsum([0, *(len(chunk.tokens) for chunk in chunks)])
+        ends = np.concatenate([start + chunk.ends for start, chunk in zip(starts, chunks, strict=False)])
+        if not len(ends) or ends[-1] != len(tokens):  # the last document goes on in the next window
+            ends = np.append(ends, len(tokens))
+        manifest = Manifest(
+            format=_FORMAT,
+            dtype=tokens.dtype.str,
+            num_tokens=len(tokens),
+            num_documents=len(ends),
+            end_of_text=self._tokenizer.end_of_text,
+            vocab_size=self._tokenizer.vocab_size,
+            tokenizer=self._tokenizer.digest,
+            source="stream",
+            name="stream",
+            tokens_sha256="",
+            documents_sha256="",
+        )
+        before = self._token_before(chunks[0])
+        shard = Shard(tokens, np.concatenate([[0], ends]).astype(np.int64), manifest)
+        return SequenceDataset(shard, self.layout, self.sequence_length, before=before)
+
+    def _token_before(self, chunk: Chunk) -> int | None:
+        """The token before a chunk that begins inside a document; None for end-of-text."""
+        if not chunk.manifest.begins.part:
+            return None
+        previous = self._supply.get(chunk.manifest.number - 1)
+        return None if previous is None else int(previous.tokens[-1])
+
+
+class StreamSampler:
+    """An endless iterator of batches of indices into a stream.
+
+    Each epoch visits every sequence once: window after window, each in an order that is a function of (seed, epoch,
+    window). Every batch is full: it goes on with the next window, or the next epoch.
+
+    Args:
+        data: the stream.
+        batch_size: indices in a batch.
+        seed: of the shuffling, at least 0.
+
+    Raises:
+        LTMError: a number is out of range.
+    """
+
+    def __init__(self, data: StreamingDataset, batch_size: int, seed: int = 0) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise LTMError(f"{name}={value}: expected at least {least}")
+        self.batch_size, self.seed = batch_size, seed
+        self.epoch = 0
+        self._data = data
+        self._window = self._position = 0  # where the next batch begins
+        self._windows: int | None = None  # in an epoch, once one has ended
+        self._order: Any = None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self
+
+    def __next__(self) -> list[int]:
+        batch: list[int] = []
+        while len(batch) < self.batch_size:
+            if self._order is None and not self._shuffle():
+                self._windows = self._window
+                self.epoch, self._window, self._position = self.epoch + 1, 0, 0
+                continue
+            part = self._order[self._position : self._position + self.batch_size - len(batch)]
+            batch += ((self._window << _BITS) + part).tolist()
+            self._position += len(part)
+            if self._position == len(self._order):
+                self._window, self._position, self._order = self._window + 1, 0, None
+        return batch
+
+    def _shuffle(self) -> bool:
+        """Draws the window's order; False behind the last window."""
+        window = self._data.window(self._window)
+        if window is None:
+            if self._window == 0:
+                raise LTMError("the stream has no documents; give a source that has text")
+            return False
+        self._order = permutation(len(window), self.seed, self.epoch, self._window)
+        return True
+
+    @property
+    def progress(self) -> float:
+        """Epochs gone through; after the first, which tells how long one is, with the windows of the present one."""
+        return self.epoch + (self._window / self._windows if self._windows else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins, and what stands for the tokens there; fit for JSON."""
+        return {
+            "seed": self.seed,
+            "window_chunks": self._data.window_chunks,
+            "epoch": self.epoch,
+            "window": self._window,
+            "position": self._position,
+            "windows": self._windows,
+            "digest": self._data.digest(self._window) if self._position else "",
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where the state was taken; the batch size, and the number of ranks, may be others.
+
+        Raises:
+            LTMError: the state is damaged, or of another seed, window or text.
+        """
+        for name, here in (("seed", self.seed), ("window_chunks", self._data.window_chunks)):
+            if state.get(name) != here:
+                raise LTMError(
+                    f"the sampler's state was saved with {name}={state.get(name)}, here it is {here}; resume with the "
+                    "data and seed that the run was started with"
+                )
+        epoch, window, position = (state.get(name, -1) for name in ("epoch", "window", "position"))
+        if not all(isinstance(value, int) and value >= 0 for value in (epoch, window, position)):
+            raise LTMError(
+                f"the sampler's state is damaged: epoch={epoch}, window={window}, position={position}; resume from an "
+                "earlier checkpoint"
+            )
+        self.epoch, self._window, self._position = epoch, window, position
+        self._windows, self._order = state.get("windows"), None
+        if position and (self._data.digest(self._window) != state.get("digest") or not self._shuffle()):
+            raise LTMError(
+                f"the stream's window {window} is not the one that the run was saved in: the source has changed; "
+                "resume with the data that the run was started with"
+            )
