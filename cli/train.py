@@ -12,9 +12,13 @@ import click
 if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.data import Data
+    from ltm_pyro.data.prepare import Progress
     from ltm_pyro.training import RunDirectory
 
-__all__ = ["command"]
+__all__ = ["command", "overrides_of"]
+
+# What changes where the time or the space goes, and nothing that is learned.
+_MAY_CHANGE = ("checkpointing", "workers", "prefetch", "spool_chunks", "max_document_mb")
 
 
 @click.command()
@@ -73,9 +77,10 @@ def command(
         ltm-pyro train --model ar --data stories/ --out runs/stories-ar
         ltm-pyro train --resume --out runs/stories
     """
-    from ltm_pyro.cli.render import notices, show_settings
+    from ltm_pyro.cli.progress import preparing
+    from ltm_pyro.cli.render import show_settings
 
-    overrides = _overrides(config, assignments, flags)
+    overrides = overrides_of(config, assignments, flags)
     fitted = _to_be_fitted(overrides)
     if resume:
         run, settings = _reopen(out, preset, overrides)
@@ -90,8 +95,8 @@ def command(
     fitted = None if resume else fitted  # a resumed run keeps the number that was found when it began
     if fitted is None:
         show_settings(settings)
-    with notices.status("Preparing the data"):
-        data = _data(settings, run.path / "tokenizer.json" if resume else None)
+    with preparing() as progress:
+        data = _data(settings, run.path / "tokenizer.json" if resume else None, progress)
     if fitted is not None:
         settings = _fit(settings, data, fitted)
         show_settings(settings)
@@ -111,8 +116,10 @@ def _refuse_options_of_thoughts(settings: Settings, flags: dict[str, Any]) -> No
                 )
 
 
-def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+def overrides_of(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
     from ltm_pyro.config import read_toml
+
+    """The settings that a file, ``--set`` and the other options give, by address; a later one wins."""
     from ltm_pyro.errors import LTMError
 
     values: dict[str, Any] = {}
@@ -135,6 +142,7 @@ def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str
         "tokenizer": "data.tokenizer",
         "prior": "prior.name",
         "guide": "guide.name",
+        "workers": "data.workers",
         "steps": "training.steps",
         "fast_steps": "inference.fast_steps",
         "batch_size": "training.batch_size",
@@ -189,8 +197,7 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
     settings = before.updated(overrides)
     for section in ("model", "data", "decoder", "prior", "guide"):
         old, new = before.to_dict()[section], settings.to_dict()[section]
-        # Checkpointing changes where the time goes and nothing that is learned.
-        changed = [key for key in new if old.get(key) != new[key] and key != "checkpointing"]
+        changed = [key for key in new if old.get(key) != new[key] and key not in _MAY_CHANGE]
         if changed:
             raise LTMError(
                 f"{section}.{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with "
@@ -201,7 +208,7 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
     return run, settings
 
 
-def _data(settings: Settings, tokenizer: Path | None) -> Data:
+def _data(settings: Settings, tokenizer: Path | None, progress: Progress) -> Data:
     from dataclasses import asdict
 
     from ltm_pyro.data import build_data
@@ -209,7 +216,7 @@ def _data(settings: Settings, tokenizer: Path | None) -> Data:
     arguments = asdict(settings.data)
     if tokenizer is not None:
         arguments["tokenizer"] = str(tokenizer)
-    return build_data(**arguments, seed=settings.training.seed)
+    return build_data(**arguments, seed=settings.training.seed, progress=progress)
 
 
 def _new_directory(preset: str, settings: Settings) -> Path:

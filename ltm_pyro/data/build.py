@@ -19,7 +19,7 @@ from ltm_pyro.data.supply import ChunkSupply
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
 
-__all__ = ["Data", "build_data", "build_evaluation_data", "train_tokenizer"]
+__all__ = ["Data", "build_data", "build_evaluation_data", "prepare_data", "train_tokenizer"]
 
 # What a tokenizer is trained on: enough to count by, and bounded, so that a large corpus costs no more.
 _CHARACTERS_PER_ENTRY = 1_000
@@ -175,6 +175,32 @@ def build_data(
         shard_of(held, encoder, cache, **how), chosen, sequence_length, class_names=training.class_names
     )
     return Data(training, validating, encoder)
+
+
+def prepare_data(*, progress: Progress | None = None, **settings: Any) -> dict[str, dict[str, Any]]:
+    """Does all that `build_data` with the same settings has to do, and of a stream tokenises the whole.
+
+    Returns:
+        Counts, SHA-256 digests and the place of ``train``, ``validation`` and ``tokenizer``.
+
+    Raises:
+        LTMError: as `build_data`.
+    """
+    data = build_data(**settings, progress=progress)
+    found: dict[str, dict[str, Any]] = {}
+    for name, part in (("train", data.training), ("validation", data.validation)):
+        if isinstance(part, StreamingDataset):
+            found[name] = part.prepare(settings.get("workers"), progress)
+            continue
+        manifest = part.shard.manifest
+        found[name] = {
+            **data.counts[name],
+            "tokens_sha256": manifest.tokens_sha256,
+            "documents_sha256": manifest.documents_sha256,
+            "folder": str(part.shard.folder),
+        }
+    found["tokenizer"] = {"vocab_size": data.tokenizer.vocab_size, "sha256": data.tokenizer.digest}
+    return found
 
 
 def build_evaluation_data(

@@ -62,12 +62,14 @@ class Shard:
         offsets: (documents + 1,) where each document begins in ``tokens``; the last entry is their number.
         manifest: counts and identities.
         labels: (documents,) of `LABEL_RECORD`; None where no document has a class.
+        folder: where it lies; None for one in memory.
     """
 
     tokens: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
     manifest: Manifest
     labels: npt.NDArray[Any] | None = None
+    folder: Path | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Shard:
@@ -101,7 +103,7 @@ class Shard:
                 raise ValueError("labels.bin is not that of the manifest's documents and classes")
         except (OSError, ValueError, TypeError, LTMError) as error:
             raise LTMError(f"{folder}: not a sound token shard ({error}); delete it and run again") from error
-        return cls(tokens, offsets, manifest, labels)
+        return cls(tokens, offsets, manifest, labels, folder)
 
 
 def shard_of(

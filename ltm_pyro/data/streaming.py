@@ -18,6 +18,7 @@ from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.cache import default_cache_dir
 from ltm_pyro.data.chunks import Chunk, ChunkStore
 from ltm_pyro.data.corpora import Corpus, digest_of
+from ltm_pyro.data.prepare import Progress
 from ltm_pyro.data.sampler import permutation
 from ltm_pyro.data.sequences import Layout, SequenceDataset
 from ltm_pyro.data.shards import Manifest, Shard
@@ -137,6 +138,19 @@ class StreamingDataset:
         return {
             "documents": sum(manifest.num_documents for manifest in manifests),
             "tokens": sum(manifest.num_tokens for manifest in manifests),
+        }
+
+    def prepare(self, workers: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
+        """Tokenises the whole stream (`prepare_chunks`); returns its counts, the digest of its chunks, their folder."""
+        done = self._supply.prepare(workers, progress)
+        store = self._supply.store
+        return {
+            "documents": done.documents,
+            "tokens": done.tokens,
+            "characters": done.characters,
+            "chunks": done.chunks,
+            "chunks_sha256": digest_of(store.manifest(number).tokens_sha256 for number in range(done.chunks)),
+            "folder": str(store.folder),
         }
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from ltm_pyro.data.chunking import CHUNK_CHARACTERS, chunk_texts
 from ltm_pyro.data.chunks import Chunk, ChunkStore, ChunkText, Cursor
 from ltm_pyro.data.corpora import Corpus
 from ltm_pyro.data.locks import FileLock
+from ltm_pyro.data.prepare import Preparation, Progress, prepare_chunks
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.data.workers import Workers, available_cores
 from ltm_pyro.errors import LTMError
@@ -103,6 +104,19 @@ class ChunkSupply:
         except LTMError:
             self.store.discard(number)  # damaged: made again
             return self.get(number)
+
+    def prepare(self, workers: int | None = None, progress: Progress | None = None) -> Preparation:
+        """Tokenises the whole corpus, when no other process does."""
+        with FileLock(self.store.folder / "lock") as lock:
+            return prepare_chunks(
+                self.store,
+                self._corpus,
+                self._tokenizer,
+                workers=workers,
+                progress=progress,
+                characters=self._characters,
+                lock=lock,
+            )
 
     def close(self) -> None:
         """Ends the thread and its processes; what is under way is given up."""
