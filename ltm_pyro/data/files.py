@@ -321,7 +321,8 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
     parquet = optional_import("pyarrow.parquet", f"{path}: reading .parquet")
     arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
     try:
-        with parquet.ParquetFile(path) as file:
+        # Neither all row groups nor the whole of one are fetched before they are asked for.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PEEK) as file:
             columns = columns_of(column)
             for name in columns:
                 if name not in file.schema_arrow.names:
@@ -330,7 +331,8 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
                 raise LTMError(missing_column(str(path), label_column, file.schema_arrow.names, "label_column"))
             row = 0
             wanted = columns if label_column is None else list(dict.fromkeys([*columns, label_column]))
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
+            groups = range(file.num_row_groups)
+            for batch in (b for g in groups for b in file.iter_batches(64, row_groups=[g], columns=wanted)):
                 for record in batch.to_pylist():
                     row += 1
                     where = f"{path}, row {row}"

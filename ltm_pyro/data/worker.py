@@ -28,7 +28,10 @@ def main() -> None:
             store.write(ChunkText.from_json(line), tokenizer)
         except LTMError as error:
             wrong = str(error)
-        print(json.dumps({"error": wrong}), flush=True)
+        try:
+            print(json.dumps({"error": wrong}), flush=True)
+        except BrokenPipeError:  # the process that started this one is dead
+            os._exit(1)
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_manifest_of_a_chunk_tells_where_it_lies_in_the_corpus(
     store.drop(1)
     assert 1 not in store
     assert store.manifest(1) == second
-    with pytest.raises(LTMError, match="not a sound token chunk|cannot be read"):
+    with pytest.raises(LTMError, match=r"not a sound token chunk|cannot be read"):
         store.read(1)
 
 

@@ -200,7 +200,7 @@ def test_state_of_another_stream_or_seed_is_refused(tmp_path: Path, make_corpus:
     next(sampler)
     state = sampler.state_dict()
     other = stream(tmp_path / "b", make_corpus(tuple(reversed(TEXTS))), small)
-    with pytest.raises(LTMError, match="window 0 is not the one .* the source has changed"):
+    with pytest.raises(LTMError, match=r"window 0 is not the one .* the source has changed"):
         other.sampler(4, 1).load_state_dict(state)
     with pytest.raises(LTMError, match=r"saved with seed=1, here it is 2.*resume with the data and seed"):
         other.sampler(4, 2).load_state_dict(state)
@@ -250,7 +250,8 @@ def told(self, chunk, tokenizer):
     return write(self, chunk, tokenizer)
 ChunkStore.write = told
 tokenizer = Tokenizer.load(root / "tokenizer.json")
-chunks = supply.ChunkSupply(ChunkStore(root / "chunks"), FileCorpus(root / "a.txt"), tokenizer, workers=0, characters=300)
+corpus, store = FileCorpus(root / "a.txt"), ChunkStore(root / "chunks")
+chunks = supply.ChunkSupply(store, corpus, tokenizer, workers=0, characters=300)
 data = StreamingDataset(chunks, tokenizer, "documents", 64, window_chunks=2)
 sampler = data.sampler(4)
 while sampler.epoch < 1:
