@@ -5,11 +5,7 @@ Every failure names the file, the place in it, and the mend; nothing is read bef
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import gzip
 import importlib
-import io
 import json
 import lzma
 import zlib
@@ -17,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ltm_pyro.data.columns import columns_of, text_of
 from ltm_pyro.data.labels import as_label
-from ltm_pyro.data.long_text import LongText, TextBuilder
-from ltm_pyro.data.zstd import ZstdReader
+from ltm_pyro.data.long_text import LongText
+from ltm_pyro.data.text_files import TextUnit, decoded, open_stream, text_rows
 from ltm_pyro.errors import LTMError
 
 __all__ = [
@@ -38,11 +34,9 @@ __all__ = [
     "read_rows",
 ]
 
-TextUnit = Literal["auto", "file", "block", "line"]
-
 KINDS = (".txt", ".jsonl", ".parquet")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_PEEK = 1 << 20
+_BUFFER = 1 << 20
 LONGEST = 256_000_000
 """Bytes of the longest line of .jsonl, unless told otherwise."""
 
@@ -113,7 +107,7 @@ def read_rows(
         elif kind[0] == ".jsonl":
             yield from _json_rows(path, kind[1], column, label_column, longest)
         else:
-            yield from ((row, text, None) for row, text in _text_rows(path, kind[1], unit))
+            yield from ((row, text, None) for row, text in text_rows(path, kind[1], unit))
 
 
 def column_names(path: Path) -> list[str]:
@@ -156,22 +150,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise LTMError(f"{path}: cannot be read ({first_line(error)}); check the path and its permissions") from error
 
 
-def _open(path: Path, compression: str) -> io.BufferedIOBase:
-    if compression == ".gz":
-        return gzip.open(path, "rb")
-    if compression == ".bz2":
-        return bz2.open(path, "rb")
-    if compression == ".xz":
-        return lzma.open(path, "rb")
-    if compression == ".zst":
-        return io.BufferedReader(ZstdReader(path), 1 << 17)
-    return path.open("rb")
-
-
 def _lines(path: Path, compression: str, longest: int) -> Iterator[tuple[int, str]]:
     r"""(number, decoded line with its end) of a UTF-8 file of lines of at most so many bytes."""
     offset = 0
-    with _open(path, compression) as stream:
+    with open_stream(path, compression) as stream:
         for number in count(1):
             raw = stream.readline(longest + 1)
             if not raw:
@@ -181,118 +163,8 @@ def _lines(path: Path, compression: str, longest: int) -> Iterator[tuple[int, st
                     f"{path}, line {number}: the line has more than {longest:,} bytes, and .jsonl is read by whole "
                     "lines; raise data.max_document_mb, or break the document up"
                 )
-            yield number, _decoded(raw, path, number, offset)
+            yield number, decoded(raw, path, number, offset)
             offset += len(raw)
-
-
-def _pieces(path: Path, compression: str) -> Iterator[tuple[int, str]]:
-    r"""(number of the line, some of its text) of a UTF-8 file; only ``\n`` ends a line here, and a long one is cut."""
-    offset, number, held = 0, 1, b""
-    with _open(path, compression) as stream:
-        while raw := held + stream.readline(_PEEK):
-            ready = len(raw)
-            if len(raw) - len(held) == _PEEK and not raw.endswith(b"\n"):
-                ready = _whole_characters(raw)
-            held = raw[ready:]
-            yield number, _unix(_decoded(raw[:ready], path, number, offset))
-            offset += ready
-            number += raw.endswith(b"\n")
-
-
-def _whole_characters(raw: bytes) -> int:
-    r"""How many of the bytes end with a whole character that is no ``\r``, which the next byte may belong to."""
-    for back in range(1, min(4, len(raw)) + 1):
-        byte = raw[-back]
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(raw) - back if length > back else len(raw)
-        if byte < 0x80:
-            break
-    return len(raw) - raw.endswith(b"\r")
-
-
-def _decoded(raw: bytes, path: Path, number: int, offset: int) -> str:
-    """The text of some bytes that stand at ``offset``, a byte-order mark at the file's start dropped."""
-    body = raw.removeprefix(codecs.BOM_UTF8) if offset == 0 else raw
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = offset + len(raw) - len(body) + error.start
-        utf16 = offset == 0 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        guess = "utf-16" if utf16 else "latin1"
-        raise LTMError(
-            f"{path}, line {number}, byte {at}: not UTF-8 (byte 0x{body[error.start]:02x}); "
-            f"convert it, for example with `iconv -f {guess} -t utf-8`"
-        ) from error
-
-
-def _text_lines(path: Path, compression: str) -> Iterator[tuple[int, str, bool]]:
-    """(number, text, whether the line ends with it) of all lines, a long one in several parts."""
-    number, is_open = 1, False
-    for number, piece in _pieces(path, compression):
-        *ended, rest = piece.split("\n")
-        for text in ended:
-            yield number, text, True
-        if rest:
-            yield number, rest, False
-        is_open = bool(rest) or (is_open and not ended)
-    if is_open:
-        yield number, "", True
-
-
-def _text_rows(path: Path, compression: str, unit: TextUnit) -> Iterator[tuple[int, str | LongText]]:
-    if unit == "auto":
-        unit = _guess_unit(path, compression)
-    text = TextBuilder()
-    if unit == "block":
-        yield from _blocks(path, compression)
-    elif unit == "file":
-        for _, piece in _pieces(path, compression):
-            text.add(piece)
-        yield 1, text.finish()
-    else:
-        for number, part, ends in _text_lines(path, compression):
-            text.add(part)
-            if ends:
-                yield number, text.finish()
-
-
-def _blocks(path: Path, compression: str) -> Iterator[tuple[int, str | LongText]]:
-    block, first = TextBuilder(), 1
-    blank: list[str] | None = []  # white space that the line begins with; None once it has something else
-    for number, part, ends in _text_lines(path, compression):
-        if blank is not None and not part.strip():
-            blank.append(part)
-            if ends and block:
-                yield first, block.finish()
-        else:
-            if blank is not None:
-                first = first if block else number
-                block.add(("\n" if block else "") + "".join(blank))
-            block.add(part)
-            blank = None
-        if ends:
-            blank = []
-    if block:
-        yield first, block.finish()
-
-
-def _guess_unit(path: Path, compression: str) -> TextUnit:
-    seen, text, blank = 0, False, True
-    for _, part, ends in _text_lines(path, compression):
-        blank = blank and not part.strip()
-        seen += len(part) + ends
-        if ends and blank and text:
-            return "block"
-        text = text or not blank
-        blank = blank or ends
-        if seen > _PEEK:
-            break
-    return "line"
-
-
-def _unix(line: str) -> str:
-    return line.replace("\r\n", "\n").replace("\r", "\n") if "\r" in line else line
 
 
 def _json_rows(
@@ -322,7 +194,7 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
     arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
     try:
         # Neither all row groups nor the whole of one are fetched before they are asked for.
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PEEK) as file:
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             columns = columns_of(column)
             for name in columns:
                 if name not in file.schema_arrow.names:

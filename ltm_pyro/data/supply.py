@@ -6,10 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from ltm_pyro.data.chunking import CHUNK_CHARACTERS, chunk_texts
 from ltm_pyro.data.chunks import Chunk, ChunkStore, ChunkText, Cursor
-from ltm_pyro.data.corpora import Corpus
+from ltm_pyro.data.corpora import Corpus, Document
 from ltm_pyro.data.locks import FileLock
 from ltm_pyro.data.prepare import Preparation, Progress, prepare_chunks
 from ltm_pyro.data.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from ltm_pyro.errors import LTMError
 __all__ = ["ChunkSupply"]
 
 _POLL_SECONDS = 0.05
+_SIGN_SECONDS = 1.0
 _TAKE_OVER_SECONDS = 5.0
 
 
@@ -33,7 +35,7 @@ class ChunkSupply:
         corpus: what they are made from.
         tokenizer: by what.
         workers: processes that tokenise; None is one for every four cores, 0 tokenises in the thread.
-        timeout: seconds without a new chunk after which waiting is given up.
+        timeout: seconds in which nothing was read or tokenised, after which waiting is given up.
         characters: of a chunk.
         rank: of this process on its machine; None is ``$LOCAL_RANK``, else 0.
     """
@@ -51,6 +53,7 @@ class ChunkSupply:
     ) -> None:
         self.store = store
         self._corpus, self._tokenizer, self._characters = corpus, tokenizer, characters
+        self._lock = store.folder / "lock"
         self._workers = max(1, available_cores() // 4) if workers is None else workers
         self._timeout = timeout
         self._is_first = (int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank) == 0
@@ -79,22 +82,21 @@ class ChunkSupply:
         Raises:
             LTMError: the corpus cannot be read, or no chunk appeared for too long.
         """
-        began, seen = time.monotonic(), -1
+        began, seen = time.monotonic(), self._sign_of_life()
         while number not in self.store:
             count = self.store.count()
             if count is not None and number >= count:
                 return None
             if self._error is not None:
                 raise self._error
-            there = sum(1 for n in range(self._first, self._last + 1) if n in self.store)
-            if there != seen:
-                began, seen = time.monotonic(), there
+            if (sign := self._sign_of_life()) != seen:
+                began, seen = time.monotonic(), sign
             waited = time.monotonic() - began
             if waited > self._timeout:
                 raise LTMError(
-                    f"{self.store.folder}: token chunk {number} has not appeared, and no other for {self._timeout:.0f} "
-                    "seconds: another process holds the lock there and does not go on; end that process (the first of "
-                    "the ranks), or give this run a data.cache_dir of its own"
+                    f"{self.store.folder}: token chunk {number} has not appeared, and for {self._timeout:.0f} seconds "
+                    "nothing was read for it: the process that holds the lock there does not go on; see that its "
+                    "source can be read, end that process, or give this run a data.cache_dir of its own"
                 )
             self._may_work = self._is_first or waited > _TAKE_OVER_SECONDS
             with self._changed:
@@ -107,7 +109,7 @@ class ChunkSupply:
 
     def prepare(self, workers: int | None = None, progress: Progress | None = None) -> Preparation:
         """Tokenises the whole corpus, when no other process does."""
-        with FileLock(self.store.folder / "lock") as lock:
+        with FileLock(self._lock) as lock:
             return prepare_chunks(
                 self.store,
                 self._corpus,
@@ -128,7 +130,7 @@ class ChunkSupply:
 
     def _produce(self) -> None:
         """Tokenises what is wanted and missing, whenever there is something, until `close`."""
-        lock = FileLock(self.store.folder / "lock")
+        lock = FileLock(self._lock)
         try:
             with Workers(self.store, self._tokenizer, self._workers, (lock.descriptor,)) as pool:
                 while not self._closed:
@@ -176,10 +178,35 @@ class ChunkSupply:
             except LTMError:
                 number = 0
         self._next, self._ended = number, False
-        return chunk_texts(self._corpus, self._tokenizer, number=number, begins=begins, characters=self._characters)
+        return chunk_texts(
+            _Heard(self._corpus, self._lock), self._tokenizer, number=number, begins=begins, characters=self._characters
+        )
+
+    def _sign_of_life(self) -> tuple[int, int]:
+        """Changes while some process reads or tokenises for the store."""
+        there = sum(1 for number in range(self._first, self._last + 1) if number in self.store)
+        return there, self._lock.stat().st_mtime_ns if self._lock.exists() else 0
 
     def _missing(self) -> int | None:
         """The first chunk that is wanted and not there."""
         count, last = self.store.count(), self._last
         last = last if count is None else min(last, count - 1)
         return next((number for number in range(self._first, last + 1) if number not in self.store), None)
+
+
+class _Heard:
+    """A corpus that leaves a sign of life, the date of a file, while it is read: long reading is no standstill."""
+
+    def __init__(self, corpus: Corpus, path: Path) -> None:
+        self.name, self._corpus, self._path = corpus.name, corpus, path
+
+    def documents(self) -> Iterator[Document]:
+        told = 0.0
+        for document in self._corpus.documents():
+            if time.monotonic() - told > _SIGN_SECONDS:
+                told = time.monotonic()
+                os.utime(self._path)
+            yield document
+
+    def fingerprint(self) -> str:
+        return self._corpus.fingerprint()

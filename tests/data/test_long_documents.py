@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltm_pyro.data import files, long_text
+from ltm_pyro.data import long_text, text_files
 from ltm_pyro.data.chunks import ChunkStore
 from ltm_pyro.data.corpora import Corpus, FileCorpus, HeldOut, LongDocument, uniform_of
 from ltm_pyro.data.cutting import cut
@@ -92,7 +92,7 @@ def test_long_lines_and_blocks_are_read_as_short_ones_are(
     text = "".join(draw.choice(["ab cd", "  ", "é" * 7, *ends]) + draw.choice(ends) for _ in range(60))
     (tmp_path / "a.txt").write_bytes(("\ufeff" + text).encode())
     expected = everything(FileCorpus(tmp_path / "a.txt", unit=unit))
-    monkeypatch.setattr(files, "_PEEK", 5)
+    monkeypatch.setattr(text_files, "_PEEK", 5)
     monkeypatch.setattr(long_text, "_IN_MEMORY", 8)
     monkeypatch.setattr(long_text, "_BLOCK", 3)
     corpus = FileCorpus(tmp_path / "a.txt", unit="line" if unit == "auto" else unit)
@@ -107,7 +107,7 @@ def test_long_lines_and_blocks_are_read_as_short_ones_are(
 
 
 def test_a_bad_byte_of_a_long_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_PEEK", 4)
+    monkeypatch.setattr(text_files, "_PEEK", 4)
     (tmp_path / "a.txt").write_bytes(b"one\ntwo three \xe9 four\n")
     with pytest.raises(LTMError, match=r"a\.txt, line 2, byte 14: not UTF-8 \(byte 0xe9\)"):
         everything(FileCorpus(tmp_path / "a.txt", unit="line"))

@@ -21,7 +21,8 @@ import torch
 from ltm_pyro.data import chunking
 from ltm_pyro.data.chunks import ChunkStore
 from ltm_pyro.data.locks import FileLock
-from ltm_pyro.data.streaming import StreamingDataset, StreamSampler
+from ltm_pyro.data.stream_sampler import StreamSampler
+from ltm_pyro.data.streaming import StreamingDataset
 from ltm_pyro.data.supply import ChunkSupply
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
@@ -229,8 +230,29 @@ def test_waiting_for_a_process_that_does_not_go_on_ends_with_the_mend(
     tmp_path.joinpath("chunks").mkdir()
     with FileLock(tmp_path / "chunks" / "lock"):
         data = stream(tmp_path / "chunks", make_corpus(TEXTS), small, timeout=0.3)
-        with pytest.raises(LTMError, match=r"token chunk 0 has not appeared, and no other for 0 seconds.*cache_dir"):
+        with pytest.raises(
+            LTMError, match=r"token chunk 0 has not appeared, and for 0 seconds nothing was read.*cache_dir"
+        ):
             next(data.sampler(4))
+
+
+def test_reading_that_takes_long_is_no_standstill(
+    tmp_path: Path, make_corpus: Any, small: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        name = "slow"
+
+        def documents(self) -> Iterator[Any]:
+            for document in make_corpus(TEXTS[:12]).documents():
+                time.sleep(0.05)
+                yield document
+
+        def fingerprint(self) -> str:
+            return "slow"
+
+    monkeypatch.setattr("ltm_pyro.data.supply._SIGN_SECONDS", 0.0)
+    data = stream(tmp_path, Slow(), small, timeout=0.4)
+    next(data.sampler(4))
 
 
 RANK = """
