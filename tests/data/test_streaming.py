@@ -268,7 +268,7 @@ root = Path(sys.argv[1])
 supply._TAKE_OVER_SECONDS = 0.5
 write = ChunkStore.write
 def told(self, chunk, tokenizer):
-    print("made", chunk.number, flush=True)
+    print(f"made {chunk.number}\n", end="", flush=True)
     return write(self, chunk, tokenizer)
 ChunkStore.write = told
 tokenizer = Tokenizer.load(root / "tokenizer.json")
@@ -278,7 +278,6 @@ data = StreamingDataset(chunks, tokenizer, "documents", 64, window_chunks=2)
 sampler = data.sampler(4)
 while sampler.epoch < 1:
     data.batch(next(sampler))
-    print("step", flush=True)
 data.close()
 """
 
