@@ -297,12 +297,12 @@ def test_of_several_processes_each_chunk_is_made_by_one_and_another_takes_over_f
 ) -> None:
     (tmp_path / "a.txt").write_text("\n".join(TEXTS * 20))
     small.save(tmp_path / "tokenizer.json")
-    first, second = rank_process(tmp_path, 0), rank_process(tmp_path, 1)
+    first = rank_process(tmp_path, 0)
     assert first.stdout is not None
-    made = []
-    while len(made) < 3:
-        line = first.stdout.readline().split()
-        made += line[1:]
+    made = first.stdout.readline().split()[1:]
+    second = rank_process(tmp_path, 1)
+    while len(made) < 3 and (line := first.stdout.readline()):
+        made += line.split()[1:]
     first.send_signal(signal.SIGKILL)
     made += [line.split()[1] for line in first.stdout.read().splitlines() if line.startswith("made")]
     first.wait()
