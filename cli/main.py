@@ -17,6 +17,7 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "train": "Train a Latent Thought Language Model, or a baseline.",
+    "prepare": "Tokenise the data of a training ahead of it.",
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
     "probe": "Ask which layers' thoughts hold what of the text.",

@@ -30,6 +30,7 @@ __all__ = [
     "draw_samples",
     "notices",
     "reading",
+    "show_manifest",
     "show_report",
     "show_samples",
     "show_settings",
@@ -225,6 +226,17 @@ def _information(row: Mapping[str, Any]) -> list[str]:
     if row["kl_per_layer"] is not None:
         lines.append(f"KL per layer, nats/token: {'  '.join(f'{value:.4f}' for value in row['kl_per_layer'])}")
     return lines or ["information: not defined for this guide, whose q is no diagonal normal"]
+
+
+def show_manifest(out: Console, manifest: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints what was prepared: a table of every part's counts and hashes."""
+    for part, about in manifest.items():
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=part, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in about.items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        out.print(table)
 
 
 BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}

@@ -15,10 +15,14 @@ from ltm_pyro.cli.options import allow_custom_code_option
 if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.data import Data
+    from ltm_pyro.data.prepare import Progress
     from ltm_pyro.ranks import Ranks
     from ltm_pyro.training import RunDirectory
 
-__all__ = ["command"]
+__all__ = ["command", "overrides_of"]
+
+# What changes where the time or the space goes, and nothing that is learned.
+_MAY_CHANGE = ("checkpointing", "workers", "prefetch", "spool_chunks", "max_document_mb")
 
 
 @click.command()
@@ -88,7 +92,8 @@ def command(
         ltm-pyro train --preset ltm-s --print-config > my.toml
         ltm-pyro train --resume --out runs/stories
     """
-    from ltm_pyro.cli.render import notices, show_settings
+    from ltm_pyro.cli.progress import preparing
+    from ltm_pyro.cli.render import show_settings
 
     from ltm_pyro.ranks import present_ranks
 
@@ -97,7 +102,7 @@ def command(
             "--print-config prints what a new run would have; a run's own is --config RUN/config.json"
         )
     ranks = present_ranks()
-    overrides = _overrides(config, assignments, flags)
+    overrides = overrides_of(config, assignments, flags)
     fitted = _to_be_fitted(overrides)
     if resume:
         run, settings = _reopen(out, preset, overrides, allow_custom_code)
@@ -116,8 +121,8 @@ def command(
     if fitted is None:
         show_settings(settings)
     with run.lock() if ranks.is_main else nullcontext():  # rank 0 holds it for all
-        with notices.status("Preparing the data"):
-            data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None))
+        with preparing() as progress:
+            data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None, progress))
         if fitted is not None:
             settings = _fit(settings, data, fitted, ranks)
             show_settings(settings)
@@ -137,7 +142,8 @@ def _refuse_options_of_thoughts(settings: Settings, flags: dict[str, Any]) -> No
                 )
 
 
-def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+def overrides_of(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a file, ``--set`` and the other options give, by address; a later one wins."""
     from ltm_pyro.config_files import read_settings
     from ltm_pyro.errors import LTMError
 
@@ -161,6 +167,7 @@ def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str
         "tokenizer": "data.tokenizer",
         "prior": "prior.name",
         "guide": "guide.name",
+        "workers": "data.workers",
         "steps": "training.steps",
         "fast_steps": "inference.fast_steps",
         "batch_size": "training.batch_size",
@@ -231,8 +238,7 @@ def _reopen(
     settings = before.updated(overrides)
     for section in ("model", "data", "decoder", "prior", "guide"):
         old, new = before.to_dict()[section], settings.to_dict()[section]
-        # Checkpointing changes where the time goes and nothing that is learned.
-        changed = [key for key in new if old.get(key) != new[key] and key != "checkpointing"]
+        changed = [key for key in new if old.get(key) != new[key] and key not in _MAY_CHANGE]
         if changed:
             raise LTMError(
                 f"{section}.{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with "
@@ -249,7 +255,7 @@ def _reopen(
     return run, settings
 
 
-def _data(settings: Settings, tokenizer: Path | None) -> Data:
+def _data(settings: Settings, tokenizer: Path | None, progress: Progress) -> Data:
     from dataclasses import asdict
 
     from ltm_pyro.data import build_data
@@ -258,7 +264,7 @@ def _data(settings: Settings, tokenizer: Path | None) -> Data:
     arguments = asdict(settings.data)
     if tokenizer is not None:
         arguments |= {"tokenizer": str(tokenizer), "cache_dir": known_cache(settings.data.cache_dir)}
-    return build_data(**arguments, seed=settings.training.seed)
+    return build_data(**arguments, seed=settings.training.seed, progress=progress)
 
 
 def _new_directory(preset: str, settings: Settings) -> Path:

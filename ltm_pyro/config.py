@@ -42,10 +42,15 @@ class DataSettings:
         vocab_size: V of a tokenizer that is trained.
         documents: how many documents to use; None is all (for fables, the default number).
         validation_fraction: share of documents held out.
-        streaming: read a hub data set as a stream.
+        streaming: train while the text is read and tokenised, from local files or the hub.
         cache_dir: folder of token shards; None is the user's cache.
         label_column: field that holds a document's class, for fables a plan variable; None reads no labels.
         labelled_fraction: share of the training documents that keep their label.
+        workers: processes that tokenise; None is one for each core, of a stream one for every four; 0 is none.
+        window_chunks: of a stream, chunks of 4 million characters that are shuffled together.
+        spool_chunks: of a stream, remove chunks that were used, to save space.
+        prefetch: batches made ahead of training.
+        max_document_mb: megabytes of the longest line of .jsonl.
     """
 
     source: str = "fables"
@@ -62,6 +67,11 @@ class DataSettings:
     cache_dir: str | None = None
     label_column: str | None = None
     labelled_fraction: float = 1.0
+    workers: int | None = None
+    window_chunks: int = 16
+    spool_chunks: bool = False
+    prefetch: int = 2
+    max_document_mb: int = 256
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
@@ -70,6 +80,11 @@ class DataSettings:
         at_most("data.vocab_size", self.vocab_size, 1 << 20)
         if self.documents is not None:
             at_least("data.documents", self.documents, 1)
+        if self.workers is not None:
+            at_least("data.workers", self.workers, 0)
+        at_least("data.window_chunks", self.window_chunks, 1)
+        at_least("data.prefetch", self.prefetch, 0)
+        at_least("data.max_document_mb", self.max_document_mb, 1)
         within("data.validation_fraction", self.validation_fraction, 0, 1)
         within("data.labelled_fraction", self.labelled_fraction, 0, 1)
 

@@ -19,7 +19,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.locks import try_lock
 from ltm_pyro.untrusted import exists, local_path
 
-__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file", "known_cache"]
+__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file", "known_cache", "unwritable"]
 
 T = TypeVar("T")
 
@@ -70,12 +70,17 @@ def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[
             build(temporary)
             return _publish(temporary, folder, load)
     except OSError as error:
-        raise LTMError(
-            f"{folder.parent}: the cache cannot be written ({error.strerror or error}); free some space "
-            "there, or set another folder with cache_dir or $LTM_PYRO_CACHE"
-        ) from error
+        raise unwritable(folder.parent, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unwritable(folder: Path, error: OSError) -> LTMError:
+    """The error for a cache folder that cannot be written."""
+    return LTMError(
+        f"{folder}: the cache cannot be written ({error.strerror or error}); free some space there, or set another "
+        "folder with cache_dir or $LTM_PYRO_CACHE"
+    )
 
 
 def _publish(temporary: Path, folder: Path, load: Callable[[Path], T]) -> T:

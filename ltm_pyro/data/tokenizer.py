@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltm_pyro.data.cutting import may_be_cut
 from ltm_pyro.data.files import first_line, optional_import
 from ltm_pyro.data.tokenizer_file import check_gpt2, check_tokenizer, read_tokenizer, refused_by_the_library
 from ltm_pyro.errors import LTMError
@@ -158,6 +159,11 @@ class Tokenizer:
         with self._answers():
             return [e.ids for e in self._backend.encode_batch_fast(clean, add_special_tokens=False)]
 
+    @cached_property
+    def cuts_texts(self) -> bool:
+        """Whether a text may be cut into parts (`ltm_pyro.data.cutting.cut`) that are encoded one by one."""
+        return may_be_cut(self._content)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; special tokens are left out and broken characters become U+FFFD.
 
@@ -210,8 +216,12 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the tokenizer's content: the same wherever it was loaded from."""
-        content = json.loads(self._backend.to_str())
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self._backend.to_str())
+        return content
 
     def save(self, path: str | Path) -> None:
         """Writes a ``tokenizer.json`` for `load`; a kill leaves the old file or the new one, never half."""

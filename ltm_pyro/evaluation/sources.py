@@ -67,6 +67,7 @@ def validation_data(
         seed=seed,
         streaming=data.streaming,
         label_column=data.label_column,
+        max_document_mb=data.max_document_mb,
     )
     shard = shard_of(corpus, tokenizer, known_cache(data.cache_dir))
     return SequenceDataset(shard, layout, data.sequence_length, class_names=class_names)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ltm_pyro.data import SequenceDataset, Tokenizer
+from ltm_pyro.data.stream_sampler import INDEX_BITS
+from ltm_pyro.data.streaming import StreamingDataset
 from ltm_pyro.errors import LTMError
 
 __all__ = ["SkippedSteps", "describe_sequences"]
@@ -49,7 +51,7 @@ class SkippedSteps:
 
 
 def describe_sequences(
-    data: SequenceDataset,
+    data: SequenceDataset | StreamingDataset,
     tokenizer: Tokenizer,
     indices: Sequence[int],
     losses: Float[Tensor, " batch"] | None,
@@ -79,16 +81,23 @@ def describe_sequences(
     parts = [_identity(data, tokenizer, index) for index in chosen[:_NAMED]]
     if len(chosen) > _NAMED:
         parts.append(f"{len(chosen) - _NAMED} more")
-    return f"{found} {'; '.join(parts)}, in {data.shard.manifest.name}"
+    name = data.source if isinstance(data, StreamingDataset) else data.shard.manifest.name
+    return f"{found} {'; '.join(parts)}, in {name}"
 
 
-def _identity(data: SequenceDataset, tokenizer: Tokenizer, index: int) -> str:
+def _identity(data: SequenceDataset | StreamingDataset, tokenizer: Tokenizer, index: int) -> str:
+    within = ""
+    if isinstance(data, StreamingDataset):
+        number, index = index >> INDEX_BITS, index & ((1 << INDEX_BITS) - 1)
+        window = data.window(number)
+        assert window is not None
+        data, within = window, f" of window {number}"
     documents = data.document_of(index)
-    number = f"document {documents[0]}" if len(documents) == 1 else f"documents {documents[0]} to {documents[-1]}"
+    which = f"document {documents[0]}" if len(documents) == 1 else f"documents {documents[0]} to {documents[-1]}"
     batch = data.batch([index])
     tokens = batch.tokens[0, : int(batch.lengths[0])].tolist()
     try:
         text = f"which begins {' '.join(tokenizer.decode(tokens).split())[:_SHOWN]!r}"
     except LTMError as error:
         text = str(error)
-    return f"sequence {index} ({number}, {text})"
+    return f"sequence {index}{within} ({which}, {text})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
+from ltm_pyro.data.prefetch import Prefetched
 from ltm_pyro.errors import DivergenceError, LTMError
 from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
@@ -89,7 +91,10 @@ class Trainer:
             load_initial_weights(self.learner.modules, settings, data.tokenizer)
         self.ranks.align(self.learner.modules)
         self.optimizer = self.learner.optimizer
-        self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
+        self.sampler = data.training.sampler(training.batch_size, seed=training.seed)
+        self.batches = Prefetched(
+            self.sampler, lambda indices: data.training.batch(self.ranks.share(indices)), settings.data.prefetch
+        )
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
         self.store = run.store(training.keep_checkpoints)
@@ -208,11 +213,11 @@ class Trainer:
         training = self.settings.training
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
-        before = self.sampler.state_dict()
+        before = copy.copy(self.sampler)
         indices = next(self.sampler)
-        if self.sampler.epoch != before["epoch"]:
+        if self.sampler.epoch != before.epoch:
             self._exchange_starts()  # a sequence of the new epoch may have been another rank's in the old one
-        batch = self.data.train.batch(self.ranks.share(indices))
+        batch = self.batches(indices)
         if self.settings.decoder.compile:
             batch = batch.rounded_up(_COMPILED_LENGTHS)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
@@ -221,7 +226,7 @@ class Trainer:
             with self._stop.bounded():
                 taken = self.learner.step(batch.to(self.device), at=self.step, seed=seed)
         except OutOfTime:
-            self.sampler.load_state_dict(before)
+            self.sampler.load_state_dict(before.state_dict())
             raise
         self.step += 1
         self._untold[0] += int(batch.num_scored.sum())
@@ -244,7 +249,7 @@ class Trainer:
         lost = int(self.ranks.sum(taken.sums.get("diverged_sequences", torch.tensor(0))))
         known = self.ranks.gather(None if taken.sequence_losses is None else taken.sequence_losses.cpu())
         losses = torch.cat([part for part in known if part is not None]) if None not in known else None
-        what = describe_sequences(self.data.train, self.data.tokenizer, indices, losses, lost)
+        what = describe_sequences(self.data.training, self.data.tokenizer, indices, losses, lost)
         what = what if weight is None else f"the weights {weight} are not finite"
         if not too_many and weight is None:
             if self.ranks.is_main:
@@ -358,10 +363,10 @@ class Trainer:
             "operations: they are counted again, as if all steps had been taken with the present settings",
             stacklevel=2,
         )
-        sampler = Sampler(len(self.data.train), training.batch_size, seed=training.seed)
+        sampler = self.data.training.sampler(training.batch_size, seed=training.seed)
         tokens = flops = 0
         for indices in islice(sampler, checkpoint.step):
-            batch = self.data.train.batch(indices)
+            batch = self.data.training.batch(indices)
             tokens, flops = tokens + int(batch.num_scored.sum()), flops + self.learner.flops(batch)
         return tokens, flops
 
