@@ -17,6 +17,7 @@ from ltm_pyro.data.corpora import (
 from ltm_pyro.data.files import LONGEST, TextUnit
 from ltm_pyro.data.hub import HubCorpus
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import local_path
 
 __all__ = ["open_corpus", "split_corpus"]
 
