@@ -268,7 +268,7 @@ root = Path(sys.argv[1])
 supply._TAKE_OVER_SECONDS = 0.5
 write = ChunkStore.write
 def told(self, chunk, tokenizer):
-    print(f"made {chunk.number}\n", end="", flush=True)
+    print(f"made {chunk.number}\\n", end="", flush=True)
     return write(self, chunk, tokenizer)
 ChunkStore.write = told
 tokenizer = Tokenizer.load(root / "tokenizer.json")

@@ -19,6 +19,8 @@ from ltm_pyro.likelihood import TokenSequence
 from ltm_pyro.ranks import Ranks
 from ltm_pyro.training import Observer, RunDirectory, Trainer
 
+pytestmark = pytest.mark.slow  # every rank imports torch
+
 CHANGES = {"training.steps": 4, "training.batch_size": 8, "training.eval_every": 4, "training.checkpoint_every": 1}
 
 
