@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from ltm_pyro.data import files
 from ltm_pyro.data.corpora import FileCorpus
+from ltm_pyro.data.long_text import LongText
 from ltm_pyro.data.shards import Shard, shard_of
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.data.zstd import ZstdReader
@@ -38,15 +38,17 @@ def bomb(path: Path, mebi: int) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
-@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
-def test_a_line_that_expands_without_end_is_one_line_of_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kind: str
-) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", 8 * MEBI)
-    path = bomb(tmp_path / f"bomb{kind}{suffix}", 640)  # of 640 MiB
+def test_a_line_that_expands_without_end_is_one_line_of_error(tmp_path: Path, suffix: str) -> None:
+    path = bomb(tmp_path / f"bomb.jsonl{suffix}", 640)  # of 640 MiB
     assert path.stat().st_size < 4 * MEBI
-    with pytest.raises(LTMError, match=r"bomb.*, line 1: has more than 8388608 bytes; break it into several"):
-        next(FileCorpus(path, unit="line").documents())
+    with pytest.raises(LTMError, match=r"bomb.*, line 1: the line has more than 8,388,608 bytes.*max_document_mb"):
+        next(FileCorpus(path, longest=8 * MEBI).documents())
+
+
+def test_a_text_that_expands_beyond_memory_is_kept_on_the_disk(tmp_path: Path) -> None:
+    document = next(FileCorpus(bomb(tmp_path / "bomb.txt.gz", 64), unit="line").documents())
+    assert isinstance(document.text, LongText)
+    assert document.text.characters == 64 * MEBI
 
 
 def test_zstd_is_expanded_a_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
