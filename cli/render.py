@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ltm_pyro.ranks import Ranks
 from ltm_pyro.training.trainer import Observer
 from ltm_pyro.untrusted import printable
 
@@ -132,20 +133,29 @@ def draw_samples(
     fast_steps: int | None = None,
     label: str | None = None,
     seed: int = 0,
+    ranks: Ranks | None = None,
 ) -> list[dict[str, Any]]:
-    """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out."""
-    drawn = run.language_model.generate(
-        start=run.tokenizer.end_of_text,
-        prompt=run.tokenizer.encode(prompt),
-        num=num,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        stop=run.tokenizer.end_of_text,
-        fast_steps=fast_steps,
-        label=None if label is None else run.class_index(label),
-        seed=seed,
+    """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out; ``ranks`` share them out."""
+    ranks = ranks or Ranks()
+    mine = ranks.share(range(num))
+    drawn = (
+        []
+        if not mine
+        else run.language_model.generate(
+            start=run.tokenizer.end_of_text,
+            prompt=run.tokenizer.encode(prompt),
+            num=len(mine),
+            first=mine[0],
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=run.tokenizer.end_of_text,
+            fast_steps=fast_steps,
+            label=None if label is None else run.class_index(label),
+            seed=seed,
+        )
     )
-    return [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]
+    texts = [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]
+    return [text for part in ranks.gather(texts) for text in part]
 
 
 def show_samples(run: LoadedRun, *, num: int, max_tokens: int) -> None:

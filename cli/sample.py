@@ -72,6 +72,7 @@ def command(
 
     from ltm_pyro.cli.render import console, draw_samples, show_texts
 
+    from ltm_pyro.ranks import present_ranks
     from ltm_pyro.training import load_run
 
     loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
@@ -84,6 +85,7 @@ def command(
         fast_steps=fast_steps,
         label=label,
         seed=seed,
+        ranks=present_ranks(),
     )
     if as_json:
         about = {"run": run, "step": loaded.step, "prompt": text, "seed": seed, "temperature": temperature}
