@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 
-__all__ = ["try_lock"]
+__all__ = ["try_lock", "unlock"]
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what file systems without flock say
 
@@ -31,3 +32,13 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
             return None
         raise
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Gives back what `try_lock` took, also from the processes that have inherited the descriptor."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

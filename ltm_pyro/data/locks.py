@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
 from ltm_pyro.data.cache import unwritable
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - no such locks on this system: processes then may do a chunk twice
-    fcntl = None  # type: ignore[assignment]
+from ltm_pyro.locks import try_lock, unlock
 
 __all__ = ["FileLock"]
+
+_POLL_SECONDS = 0.05
 
 
 class FileLock:
@@ -38,18 +37,19 @@ class FileLock:
 
     def acquire(self, wait: bool = True) -> bool:
         """Takes the lock; returns whether it is held now, which it always is after a wait."""
-        try:
-            if fcntl is not None and not self.held:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        self.held = True
+        while not self.held:
+            # Where there are no locks, processes may do the same work twice.
+            self.held = try_lock(self.descriptor) is not False
+            if not self.held and not wait:
+                return False
+            if not self.held:
+                time.sleep(_POLL_SECONDS)
         return True
 
     def release(self) -> None:
         """Lets others have it."""
-        if fcntl is not None and self.held:
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        if self.held:
+            unlock(self.descriptor)
         self.held = False
 
     def close(self) -> None:
