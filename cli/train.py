@@ -293,10 +293,10 @@ def _refuse_what_cannot_be(place: Path, settings: Settings) -> RunDirectory:
 
 
 def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> None:
-    from ltm_pyro.cli.render import TrainingDisplay, console, show_samples
+    from ltm_pyro.cli.render import TrainingDisplay, console
 
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.training import RunDirectory, Trainer, load_run
+    from ltm_pyro.training import RunDirectory, Trainer
 
     display = TrainingDisplay(settings.training.steps)
     trainer = Trainer(settings, data, run, display)
@@ -324,10 +324,19 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
         sys.exit(130)
     if not ranks.is_main:
         return
+    if trainer.learner.sharding is None:  # else the model may be too large for this device
+        _show_samples(run, settings)
+    console.print("\nNext:\n")
+    console.print(f"    ltm-pyro sample {shlex.quote(str(run.path))} --num 3\n", soft_wrap=True, highlight=False)
+
+
+def _show_samples(run: RunDirectory, settings: Settings) -> None:
+    from ltm_pyro.cli.render import console, show_samples
+
+    from ltm_pyro.training import load_run
+
     thoughts = ", from thoughts drawn from the prior" if settings.model.name == "ltm" else ""
     console.print(f"\nTexts of its own{thoughts}:\n")
     # What it would run has run already.
     trained = load_run(run.path, device=settings.training.device, allow_custom_code=True)
     show_samples(trained, num=2, max_tokens=300)
-    console.print("\nNext:\n")
-    console.print(f"    ltm-pyro sample {shlex.quote(str(run.path))} --num 3\n", soft_wrap=True, highlight=False)

@@ -223,6 +223,7 @@ class TrainingSettings:
         keep_checkpoints: newest checkpoints kept.
         max_skipped_steps: consecutive steps that may be left out because the loss or its gradient is not finite.
         grace_seconds: how long after SIGTERM or SIGUSR1 the present step may still take; None waits for it.
+        shard: of several ranks, each holds a part of the network's weights, gradients and moments.
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
         wandb: project, or ``entity/project``, of Weights & Biases to send the metrics to as well (needs the extra
             ``wandb``); None sends nothing.
@@ -249,6 +250,7 @@ class TrainingSettings:
     keep_checkpoints: int = 3
     max_skipped_steps: int = 5
     grace_seconds: float | None = 15.0
+    shard: bool = False
     tensorboard: bool = False
     wandb: str | None = None
 

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["RankLost", "Ranks", "joined_ranks", "present_ranks"]
+__all__ = ["RankLost", "Ranks", "is_split", "joined_ranks", "noticing_loss", "present_ranks"]
 
 T = TypeVar("T")
 
@@ -82,6 +83,8 @@ class Ranks:
     def sum_gradients(self, weights: Iterable[Tensor]) -> None:
         """Replaces every weight's gradient by the sum over ranks; a weight that no rank has one for keeps none.
 
+        Weights that lie in parts on the ranks (`ltm_pyro.sharding`) have theirs summed already.
+
         One message for every 64 MiB, once per slow step however many micro-batches it had: it is one of the
         T_fast + 1 passes that waits, so there is little to win by sending earlier.
 
@@ -90,7 +93,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        weights = list(weights)
+        weights = [weight for weight in weights if not is_split(weight)]
         known = self.sum(torch.tensor([int(w.grad is not None) for w in weights]))
         for weight in (w for w, n in zip(weights, known.tolist(), strict=True) if n and w.grad is None):
             weight.grad = torch.zeros_like(weight)
@@ -247,6 +250,12 @@ def _part(ranks: Ranks) -> None:
             time.sleep(0.1)
 
 
+def is_split(tensor: Tensor) -> bool:
+    """Whether the ranks each hold a part of the tensor (`ltm_pyro.sharding`)."""
+    known = sys.modules.get("torch.distributed.tensor")  # importing it takes more than a second
+    return known is not None and isinstance(tensor, known.DTensor)
+
+
 def _launched() -> Ranks | None:
     """What torchrun, or srun of Slurm, says of this process; None where neither has started it."""
     env = os.environ
@@ -294,9 +303,22 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(
-            f"another rank ended, or has not answered ({_reason(error)}); its own message says why"
-        ) from error
+        raise _lost(error) from error
+
+
+@contextmanager
+def noticing_loss() -> Iterator[None]:
+    """What torch says of a rank that is gone, as one line; around work that fails for other reasons, too."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: RuntimeError) -> RankLost:
+    return RankLost(f"another rank ended, or has not answered ({_reason(error)}); its own message says why")
 
 
 def _reason(error: BaseException) -> str:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ltm_pyro.ranks import is_split
+
 __all__ = ["Held", "Linear", "held", "product", "times_transposed"]
 
 
@@ -37,8 +39,9 @@ class Linear(nn.Linear):
         return product(x, self.weight if self.held is None else self.held)
 
     def hold(self, dtype: torch.dtype | None) -> None:
-        """Keeps the weight as a constant in ``dtype``, None being its own."""
-        self.held = self.weight.detach().to(dtype)
+        """Keeps the weight as a constant in ``dtype``, None being its own; not one that lies in parts on the ranks."""
+        if not is_split(self.weight):
+            self.held = self.weight.detach().to(dtype)
 
     def release(self) -> None:
         """Ends `hold`."""

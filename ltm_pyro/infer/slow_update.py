@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
 from ltm_pyro.ranks import Ranks
+from ltm_pyro.sharding import clip_norm_, total_norm
 
 __all__ = ["SlowUpdate", "slow_update"]
 
@@ -47,12 +48,13 @@ def slow_update(
     ranks = ranks or Ranks()
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     ranks.sum_gradients(weights)
-    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    gradients = [p.grad for p in weights if p.grad is not None]
+    norm = total_norm(gradients, ranks)
     some = torch.ones_like(loss) if taught is None else taught.to(loss)
     whole, count = ranks.sum(torch.stack([loss.detach(), some]))
     skipped = not bool(norm.isfinite() & whole.isfinite() & (count > 0))
     if not skipped:
         if clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
+            clip_norm_(gradients, clip_norm, norm)
         optimizer.step()
     return SlowUpdate(norm, skipped)

@@ -23,6 +23,7 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.flops import DecoderSize, TransformerSize
 from ltm_pyro.memory import TrainingShape, slow_step_memory, transformer_step_memory
 from ltm_pyro.memory_meter import measured_peak
+from ltm_pyro.ranks import present_ranks
 from ltm_pyro.training.learners import Learner, build_learner
 from ltm_pyro.training.run import choose_device
 
@@ -60,8 +61,14 @@ def fit_batch_size(settings: Settings, data: Data, *, most: int | None = None) -
         most: where to stop; None is the number of training sequences.
 
     Raises:
-        LTMError: not even one sequence fits, or how much memory there is cannot be told.
+        LTMError: not even one sequence fits, how much memory there is cannot be told, or the weights are to lie in
+            parts on several ranks.
     """
+    if settings.training.shard and present_ranks().size > 1:
+        raise LTMError(
+            "a size that is auto is found with all weights on one device, which training.shard=true is to spare: give "
+            "the number"
+        )
     device = choose_device(settings.training.device)
     most = len(data.train) if most is None else min(most, len(data.train))
     if device.type == "cuda":

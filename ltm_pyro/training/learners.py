@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ltm_pyro.baselines import Baseline
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model
 from ltm_pyro.config import Settings
+from ltm_pyro.decoder.tied import TiedTransformer
 from ltm_pyro.errors import LTMError
 from ltm_pyro.flops import DecoderSize, slow_step_flops
 from ltm_pyro.infer.fast_slow import FastSlowSVI
@@ -21,7 +23,8 @@ from ltm_pyro.infer.slow_update import slow_update
 from ltm_pyro.infer.subsampling import FastStep, planned_steps
 from ltm_pyro.infer.warm_start import PosteriorTable
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
-from ltm_pyro.ranks import present_ranks
+from ltm_pyro.ranks import Ranks, present_ranks
+from ltm_pyro.sharding import Sharding
 from ltm_pyro.training.optimizer import build_optimizer, refuse_shared_weights
 from ltm_pyro.training.run import fast_config
 from ltm_pyro.training.schedules import fast_lr, kl_weight
@@ -54,16 +57,59 @@ class Learner(ABC):
     """A model with its slow optimiser.
 
     Attributes: ``modules`` are what a checkpoint keeps, under the names that it has there; ``optimizer`` moves them;
-    ``starts`` are posteriors that outlive a step, None where there are none.
+    ``starts`` are posteriors that outlive a step, None where there are none. ``sharding`` is how the weights lie in
+    parts on the ranks, None where each has them all.
     """
 
+    settings: Settings
+    ranks: Ranks
     modules: nn.ModuleDict
     optimizer: torch.optim.AdamW
     starts: PosteriorTable | None = None
+    sharding: Sharding | None = None
+    sharded_methods: ClassVar[tuple[str, ...]] = ()
+    """Methods of the model, besides its forward, that go through its network."""
 
     @abstractmethod
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:
         """Takes slow step ``at`` (0, 1, …) on a batch, with the noise of ``seed``."""
+
+    @property
+    def network(self) -> TiedTransformer:
+        """The Transformer in the model, whose weights can lie in parts on the ranks.
+
+        Raises:
+            LTMError: a learner that has none, or steps through it in a way of its own.
+        """
+        raise LTMError(f"{type(self).__name__} cannot train with training.shard=true: leave it out")
+
+    def shard(self, device: torch.device) -> None:
+        """Moves the model to a device, its network's weights in parts; the optimiser is a new one.
+
+        Priors and guides stay whole on every rank.
+        """
+        model, kept = self.modules["model"], [self.modules[name] for name in self.modules if name != "model"]
+        kept += [module for name, module in model.named_children() if name == "prior"]
+        for module in kept:
+            module.to(device)
+        self.sharding = Sharding.of(
+            model,
+            self.network,
+            self.ranks,
+            device,
+            ignored=[parameter for module in kept for parameter in module.parameters()],
+            autocast=autocast_type(self.settings),
+            methods=self.sharded_methods,
+        )
+        self.optimizer = build_optimizer(self.modules, self.settings.training)
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Inside, a slow step is taken."""
+        return nullcontext() if self.sharding is None else self.sharding.stepping()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, every rank holds all weights, and does with the model as it likes but for a slow step."""
+        return nullcontext() if self.sharding is None else self.sharding.whole()
 
     @abstractmethod
     def language_model(self, at: int) -> LanguageModel:
@@ -93,6 +139,8 @@ class ThoughtLearner(Learner):
         posteriors: folder of a warm start's table.
     """
 
+    sharded_methods = ("stem",)
+
     def __init__(self, settings: Settings, vocab_size: int, device: torch.device, posteriors: Path):
         training, inference = settings.training, settings.inference
         self.settings = settings
@@ -118,13 +166,14 @@ class ThoughtLearner(Learner):
         )
 
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
-        info = self.svi.step(
-            batch,
-            micro_batch_size=self.settings.training.micro_batch_size,
-            seed=seed,
-            lr=fast_lr(self.settings.inference, self.settings.training, at),
-            kl_weight=kl_weight(self.settings.inference, at),
-        )
+        with self.stepping():
+            info = self.svi.step(
+                batch,
+                micro_batch_size=self.settings.training.micro_batch_size,
+                seed=seed,
+                lr=fast_lr(self.settings.inference, self.settings.training, at),
+                kl_weight=kl_weight(self.settings.inference, at),
+            )
         sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.total}
         if info.terms is not None:
             # A point estimate has no KL; what stands in its place is the negative log-prior.
@@ -137,6 +186,14 @@ class ThoughtLearner(Learner):
         fast_steps = tuple(posterior.fast_steps for posterior in info.posteriors)
         losses = None if info.terms is None else -info.terms.elbo
         return SlowStep(sums, info.gradient_norm, fast_steps, info.skipped, losses)
+
+    @property
+    def network(self) -> TiedTransformer:  # noqa: D102
+        return self.model.decoder
+
+    def shard(self, device: torch.device) -> None:  # noqa: D102
+        super().shard(device)
+        self.svi.slow = self.optimizer
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         size = self.settings.training.micro_batch_size or len(batch)
@@ -172,6 +229,8 @@ class BaselineLearner(Learner):
         device: where the weights go.
     """
 
+    sharded_methods = ("sequence_loss",)
+
     def __init__(self, settings: Settings, vocab_size: int, device: torch.device):
         self.settings = settings
         self.ranks = present_ranks()
@@ -182,7 +241,15 @@ class BaselineLearner(Learner):
         if settings.decoder.compile:
             self.model.network.hidden = torch.compile(self.model.network.hidden, dynamic=False)  # type: ignore[method-assign]
 
+    @property
+    def network(self) -> TiedTransformer:  # noqa: D102
+        return self.model.network
+
     def step(self, batch: TokenBatch, *, at: int, seed: int) -> SlowStep:  # noqa: D102
+        with self.stepping():
+            return self._step(batch, seed)
+
+    def _step(self, batch: TokenBatch, seed: int) -> SlowStep:
         training = self.settings.training
         size = training.micro_batch_size or len(batch)
         self.optimizer.zero_grad(set_to_none=True)

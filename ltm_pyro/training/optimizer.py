@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ltm_pyro.config import TrainingSettings
 from ltm_pyro.errors import LTMError
 from ltm_pyro.priors import Prior
+from ltm_pyro.sharding import split_like
 
 __all__ = ["build_optimizer", "moments", "refuse_shared_weights", "restore_moments"]
 
@@ -68,7 +69,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, modules: nn.Module, saved:
             found = {key[len(prefix) :]: value for key, value in saved.items() if key.startswith(prefix)}
             for moment, value in found.items():
                 # Adam counts its steps on the host.
-                place = value if moment == "step" else value.to(parameter.device)
+                place = value if moment == "step" else split_like(value.to(parameter.device), parameter)
                 optimizer.state[parameter][moment] = place.clone()
 
 

@@ -18,6 +18,7 @@ from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
 from ltm_pyro.ranks import Ranks, present_ranks
+from ltm_pyro.sharding import split_like
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
 from ltm_pyro.training.guarded_build import guarded, refuse_other_weights
 from ltm_pyro.training.lock import RunLock, is_locked
@@ -292,7 +293,8 @@ def load_weights(modules: torch.nn.ModuleDict, checkpoint: Checkpoint) -> None:
         LTMError: the weights are of another model.
     """
     refuse_other_weights(modules, checkpoint.model)
-    modules.load_state_dict(checkpoint.model)
+    places = modules.state_dict()
+    modules.load_state_dict({n: split_like(w, places.get(n, w)) for n, w in checkpoint.model.items()})
 
 
 def fast_config(settings: Settings) -> FastConfig:

@@ -21,6 +21,7 @@ from ltm_pyro.errors import DivergenceError, LTMError
 from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
 from ltm_pyro.ranks import RankLost, present_ranks
+from ltm_pyro.sharding import joined, local_part
 from ltm_pyro.training.checkpoints import Checkpoint, not_finite
 from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
@@ -29,6 +30,7 @@ from ltm_pyro.training.optimizer import moments, restore_moments
 from ltm_pyro.training.provenance import recorded_session
 from ltm_pyro.training.run import RunDirectory, choose_device, load_weights
 from ltm_pyro.training.schedules import slow_lr
+from ltm_pyro.training.sharded import check_sharding
 from ltm_pyro.training.signals import OutOfTime, StopRequest
 from ltm_pyro.training.sinks import build_sinks
 from ltm_pyro.training.skipping import SkippedSteps, describe_sequences
@@ -84,12 +86,19 @@ class Trainer:
             )
         self.device = choose_device(training.device, self.ranks)
         torch.manual_seed(training.seed)
+        sharded = training.shard and self.ranks.size > 1
+        if sharded:
+            check_sharding(settings, self.ranks)
+        # A model of which a device is to hold a part is made beside it.
+        device = torch.device("cpu") if sharded else self.device
         self.learner = build_learner(
-            settings, data.tokenizer.vocab_size, data.class_names, self.device, run.path / "posteriors"
+            settings, data.tokenizer.vocab_size, data.class_names, device, run.path / "posteriors"
         )
         if not run.store().paths():  # a checkpoint's weights would replace them
             load_initial_weights(self.learner.modules, settings, data.tokenizer)
         self.ranks.align(self.learner.modules)
+        if sharded:
+            self.learner.shard(self.device)
         self.optimizer = self.learner.optimizer
         self.sampler = data.training.sampler(training.batch_size, seed=training.seed)
         self.batches = Prefetched(
@@ -245,7 +254,8 @@ class Trainer:
             DivergenceError: it was one too many.
         """
         too_many = self.skipping.skipped()
-        weight = not_finite(dict(self.learner.modules.named_parameters()))
+        here = not_finite({name: local_part(p) for name, p in self.learner.modules.named_parameters()})
+        weight = next((name for name in self.ranks.gather(here) if name is not None), None)
         lost = int(self.ranks.sum(taken.sums.get("diverged_sequences", torch.tensor(0))))
         known = self.ranks.gather(None if taken.sequence_losses is None else taken.sequence_losses.cpu())
         losses = torch.cat([part for part in known if part is not None]) if None not in known else None
@@ -300,7 +310,7 @@ class Trainer:
         self.learner.modules.eval()
         model = self.learner.language_model(self.step)
         try:
-            with self._stop.bounded():
+            with self._stop.bounded(), self.learner.whole():
                 report = evaluate_together(
                     model,
                     self.data.validation,
@@ -322,8 +332,8 @@ class Trainer:
         self._exchange_starts()
         checkpoint = Checkpoint(
             step=self.step,
-            model=self.learner.modules.state_dict(),
-            optimizer=moments(self.optimizer, self.learner.modules),
+            model=joined(self.learner.modules.state_dict(), self.ranks),
+            optimizer=joined(moments(self.optimizer, self.learner.modules), self.ranks),
             state={
                 "sampler": self.sampler.state_dict(),
                 "sums": self._read_sums(),
