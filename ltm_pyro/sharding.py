@@ -190,4 +190,4 @@ def clip_norm_(gradients: list[Tensor], most: float, norm: Tensor) -> None:
 
 def local_part(tensor: Tensor) -> Tensor:
     """The part that this rank holds; the tensor itself where it is whole."""
-    return cast(Tensor, tensor.tolocal_part()) if is_split(tensor) else tensor  # type: ignore[attr-defined]
+    return cast(Tensor, tensor.to_local()) if is_split(tensor) else tensor  # type: ignore[attr-defined]
