@@ -10,9 +10,17 @@ setup:
 test *ARGS:
     python -m pytest {{ARGS}}
 
-# Run the long tests, too: twenty kills, compiled decoders, whole trainings.
+# Run the long tests, too: compiled decoders, whole trainings, all faults and all fuzzing.
 test-slow *ARGS:
     python -m pytest -m 'slow or not slow' {{ARGS}}
+
+# Kill, fill disks, bend files, break numbers and set clocks, and count what is lost (`--faults-report FILE` keeps the table).
+test-faults *ARGS:
+    python -m pytest tests/faults -m 'slow or not slow' {{ARGS}}
+
+# Feed corpora, settings, checkpoints and tokenizers that nobody should: some 2 900 cases.
+test-fuzz *ARGS:
+    python -m pytest tests/fuzz -m 'slow or not slow' {{ARGS}}
 
 # Check style and formatting.
 lint:

@@ -7,6 +7,7 @@ import sys
 
 NAMES = {
     "attention": "windowed self-attention per token against the length, beside a dense mask and no window",
+    "data": "tokenising by several processes, its memory, a kill in the middle, and the loader beside ltm-s",
     "elbo-time": "the ELBO against time: fewer tokens per fast step, early stop, better starts",
     "fables-labels": "labels that a mixture prior finds in the fables, against the plans that wrote them",
     "fast-loop": "one slow step beside a hand-written loop, the released arithmetic and the machine's floor",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from ltm_pyro.cli.options import (
+    allow_custom_code_option,
     batch_size_option,
     column_option,
     device_option,
@@ -82,6 +83,7 @@ def _protocols(context: click.Context, option: click.Parameter, names: tuple[str
 @fast_steps_option
 @seed_option
 @device_option
+@allow_custom_code_option
 @json_option
 def command(
     run: str,
@@ -97,6 +99,7 @@ def command(
     fast_steps: int | None,
     seed: int,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
 ) -> None:
     """Score the model of RUN, a run directory or one of its checkpoints, in nats per token.
@@ -133,6 +136,7 @@ def command(
             protocols,
             informed=informed,
             device=device,
+            allow_custom_code=allow_custom_code,
             as_json=as_json,
             samples=samples,
             block_size=block_size,
@@ -142,7 +146,7 @@ def command(
             seed=seed,
         )
         return
-    from ltm_pyro.cli.render import console, notices, show_report
+    from ltm_pyro.cli.render import console, notices, reading, show_report
 
     from ltm_pyro.evaluation import (
         bits_per_character,
@@ -158,13 +162,13 @@ def command(
     from ltm_pyro.training import load_run
 
     ranks = present_ranks()
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     model = loaded.language_model
     chosen = model.choose(protocols or None)
     if informed:
         loaded.svi  # noqa: B018 - refuses a model without thoughts before the long work
     source = data or loaded.settings.data.validation or loaded.settings.data.source
-    with notices.status("Preparing the data"):
+    with notices.status(reading(source)):
         sequences = ranks.main_first(
             lambda: validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from ltm_pyro.cli.options import (
+    allow_custom_code_option,
     column_option,
     device_option,
     fast_steps_option,
@@ -85,6 +86,7 @@ __all__ = ["command"]
 @fast_steps_option
 @seed_option
 @device_option
+@allow_custom_code_option
 @json_option
 def command(
     run: str,
@@ -107,6 +109,7 @@ def command(
     fast_steps: int | None,
     seed: int,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
 ) -> None:
     """Compare texts of the model of RUN, a run directory or one of its checkpoints, with real ones.
@@ -125,14 +128,14 @@ def command(
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
 
-    from ltm_pyro.cli.render import console, notices
+    from ltm_pyro.cli.render import console, notices, reading
 
     from ltm_pyro.data.files import optional_import
     from ltm_pyro.evaluation.generation import compare_features, compare_scores, compare_statistics, write_texts
     from ltm_pyro.evaluation.sources import validation_data
     from ltm_pyro.training import load_run
 
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     model = loaded.language_model
     # Found before the long work, so that a mistyped name or a package that is not there costs nothing.
     for wanted, package, purpose, extra in (
@@ -142,11 +145,14 @@ def command(
         if wanted:
             optional_import(package, purpose, extra)
     models: dict[str, SecondModel] = {
-        name: _second_model(name, loaded, device, samples, seed) for name in {featurizer, judge} - {None} if name
+        name: _second_model(name, loaded, device, allow_custom_code, samples, seed)
+        for name in {featurizer, judge} - {None}
+        if name
     }
     if featurizer:
         models[featurizer].features(["."])  # refused here by a model that has none
-    with notices.status("Preparing the data"):
+    source = data or loaded.settings.data.validation or loaded.settings.data.source
+    with notices.status(reading(source)):
         documents = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     with notices.status(f"Writing {num} texts"):
         texts = write_texts(
@@ -174,7 +180,7 @@ def command(
         "run": run,
         "step": loaded.step,
         "model": model.kind,
-        "data": data or loaded.settings.data.validation or loaded.settings.data.source,
+        "data": source,
         "texts": num,
         "max_tokens": max_tokens,
         "prompt_tokens": prompt_tokens,
@@ -193,7 +199,9 @@ def command(
         _show(console, row)
 
 
-def _second_model(name: str, loaded: LoadedRun, device: str, samples: int, seed: int) -> SecondModel:
+def _second_model(
+    name: str, loaded: LoadedRun, device: str, allow_custom_code: bool, samples: int, seed: int
+) -> SecondModel:
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation.generation.huggingface import HuggingFaceModel, is_huggingface
     from ltm_pyro.evaluation.generation.second_model import RunModel
@@ -205,7 +213,7 @@ def _second_model(name: str, loaded: LoadedRun, device: str, samples: int, seed:
         )
     if name != "self" and is_huggingface(name):
         return HuggingFaceModel(name, device=loaded.device)
-    other = loaded if name == "self" else load_run(name, device=device)
+    other = loaded if name == "self" else load_run(name, device=device, allow_custom_code=allow_custom_code)
     return RunModel(other.language_model, other.tokenizer, name, samples=samples, seed=seed)
 
 

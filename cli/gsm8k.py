@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from ltm_pyro.cli.options import (
+    allow_custom_code_option,
     device_option,
     fast_steps_option,
     json_option,
@@ -71,6 +72,7 @@ __all__ = ["command"]
 @fast_steps_option
 @seed_option
 @device_option
+@allow_custom_code_option
 @json_option
 def command(
     run: str,
@@ -88,6 +90,7 @@ def command(
     fast_steps: int | None,
     seed: int,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
 ) -> None:
     """Solve GSM8K's problems with the model of RUN, a run directory or one of its checkpoints.
@@ -122,7 +125,7 @@ def command(
     told = examples or (data if data.startswith("hf:") else None)
     if any(shots) and told is None:
         raise LTMError("--shots needs --examples: a file of solved problems, such as the training ones")
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     with notices.status("Preparing the data"):
         problems = load_problems(data, documents=max_problems)
         known = load_problems(told, split="train") if told is not None and any(shots) else []

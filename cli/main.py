@@ -17,6 +17,7 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "train": "Train a Latent Thought Language Model, or a baseline.",
+    "prepare": "Tokenise the data of a training ahead of it.",
     "sample": "Write text with a trained model.",
     "eval": "Score a trained model by protocols that say what they leave out.",
     "probe": "Ask which layers' thoughts hold what of the text.",
@@ -61,10 +62,10 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; bad input ends it with one line on standard error and exit code 2."""
-    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that the terminal does not have ends no training
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is written out
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     if "" not in sys.path:
         sys.path.append("")  # priors and guides of the user's own may lie in the working directory
     # Torchrun's and srun's variables, looked up by name here: without them there is nothing to import.
@@ -98,7 +99,9 @@ def run(arguments: list[str] | None, say: Callable[[str], None] | None = None) -
 
         if not isinstance(error, LTMError):
             raise
-        say(f"Error: {' '.join(str(error).split())}")
+        from ltm_pyro.untrusted import printable
+
+        say(f"Error: {printable(' '.join(str(error).split()))}")
         sys.exit(2)
 
 

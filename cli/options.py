@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "allow_custom_code_option",
     "batch_size_option",
     "column_option",
     "device_option",
@@ -38,6 +39,11 @@ fast_steps_option: Callable[[F], F] = click.option(
 )
 seed_option: Callable[[F], F] = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="S", help="Seed of every draw."
+)
+allow_custom_code_option: Callable[[F], F] = click.option(
+    "--allow-custom-code",
+    is_flag=True,
+    help="Run the code that RUN names as package.module:Class: for runs you trust like a program.",
 )
 json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else there."

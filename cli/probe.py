@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from ltm_pyro.cli.options import (
+    allow_custom_code_option,
     batch_size_option,
     column_option,
     device_option,
@@ -60,6 +61,7 @@ __all__ = ["command"]
 @fast_steps_option
 @seed_option
 @device_option
+@allow_custom_code_option
 @json_option
 def command(
     run: str,
@@ -77,6 +79,7 @@ def command(
     fast_steps: int | None,
     seed: int,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
 ) -> None:
     """Ask what the thoughts of each layer hold, of the model of RUN, a run directory or one of its checkpoints.
@@ -98,7 +101,7 @@ def command(
         ltm-pyro probe runs/tiny-fables --probe swap --show-texts
     """
     from ltm_pyro.cli.probe_tables import plot_layers, show_probes
-    from ltm_pyro.cli.render import console, notices
+    from ltm_pyro.cli.render import console, notices, reading
 
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation import validation_data
@@ -110,14 +113,14 @@ def command(
     chosen = probes or ("layers", "swap", "interpolate")
     if plot is not None and "layers" not in chosen:
         raise LTMError("--plot draws the probe layers, which is left out: add --probe layers")
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     model = loaded.language_model
     if model.kind != "ltm" or not isinstance(model, ThoughtLanguageModel):
         raise LTMError(
             f"{run} holds a model of kind {model.kind}, which has no thoughts to probe: train one with --model ltm"
         )
     source = data or loaded.settings.data.validation or loaded.settings.data.source
-    with notices.status("Preparing the data"):
+    with notices.status(reading(source)):
         sequences = validation_data(loaded.settings, loaded.tokenizer, data, column, class_names=loaded.class_names)
     indices = range(min(len(sequences), max_sequences))
     if len(indices) < 2 and set(chosen) != {"layers"}:

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ltm_pyro.ranks import Ranks
 from ltm_pyro.training.trainer import Observer
+from ltm_pyro.untrusted import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +30,8 @@ __all__ = [
     "console",
     "draw_samples",
     "notices",
+    "reading",
+    "show_manifest",
     "show_report",
     "show_samples",
     "show_settings",
@@ -49,9 +53,14 @@ def show_settings(settings: Settings) -> None:
         if section in unread:
             continue
         text = "  ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
-        table.add_row(section, text)
+        table.add_row(section, printable(text))
     console.print(table)
     console.print()
+
+
+def reading(source: str) -> str:
+    """What a status says while a source is read, which may be one that a run names."""
+    return f"Reading {printable(source)}"
 
 
 class TrainingDisplay(Observer):
@@ -124,20 +133,29 @@ def draw_samples(
     fast_steps: int | None = None,
     label: str | None = None,
     seed: int = 0,
+    ranks: Ranks | None = None,
 ) -> list[dict[str, Any]]:
-    """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out."""
-    drawn = run.language_model.generate(
-        start=run.tokenizer.end_of_text,
-        prompt=run.tokenizer.encode(prompt),
-        num=num,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        stop=run.tokenizer.end_of_text,
-        fast_steps=fast_steps,
-        label=None if label is None else run.class_index(label),
-        seed=seed,
+    """Texts of a run's model as ``{"text": …, "tokens": …}``, the prompt left out; ``ranks`` share them out."""
+    ranks = ranks or Ranks()
+    mine = ranks.share(range(num))
+    drawn = (
+        []
+        if not mine
+        else run.language_model.generate(
+            start=run.tokenizer.end_of_text,
+            prompt=run.tokenizer.encode(prompt),
+            num=len(mine),
+            first=mine[0],
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=run.tokenizer.end_of_text,
+            fast_steps=fast_steps,
+            label=None if label is None else run.class_index(label),
+            seed=seed,
+        )
     )
-    return [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]
+    texts = [{"text": run.tokenizer.decode(tokens), "tokens": len(tokens)} for tokens in drawn]
+    return [text for part in ranks.gather(texts) for text in part]
 
 
 def show_samples(run: LoadedRun, *, num: int, max_tokens: int) -> None:
@@ -220,6 +238,17 @@ def _information(row: Mapping[str, Any]) -> list[str]:
     return lines or ["information: not defined for this guide, whose q is no diagonal normal"]
 
 
+def show_manifest(out: Console, manifest: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints what was prepared: a table of every part's counts and hashes."""
+    for part, about in manifest.items():
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=part, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in about.items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        out.print(table)
+
+
 BASELINE_TERMS = {"likelihood": "-log p(x)", "nelbo": "NELBO"}
 """What the numbers of models without thoughts are, by the protocols that they come from."""
 
@@ -244,8 +273,8 @@ def _terms(row: Mapping[str, Any]) -> str:
     )
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
 def _error(value: float | None) -> str:

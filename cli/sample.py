@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from ltm_pyro.cli.options import (
+    allow_custom_code_option,
     device_option,
     fast_steps_option,
     json_option,
@@ -36,6 +37,7 @@ __all__ = ["command"]
 @fast_steps_option
 @seed_option
 @device_option
+@allow_custom_code_option
 @json_option
 def command(
     run: str,
@@ -50,6 +52,7 @@ def command(
     fast_steps: int | None,
     seed: int,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
 ) -> None:
     """Write text with the model of RUN, a run directory or one of its checkpoints.
@@ -69,9 +72,10 @@ def command(
 
     from ltm_pyro.cli.render import console, draw_samples, show_texts
 
+    from ltm_pyro.ranks import present_ranks
     from ltm_pyro.training import load_run
 
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     texts = draw_samples(
         loaded,
         prompt=text,
@@ -81,6 +85,7 @@ def command(
         fast_steps=fast_steps,
         label=label,
         seed=seed,
+        ranks=present_ranks(),
     )
     if as_json:
         about = {"run": run, "step": loaded.step, "prompt": text, "seed": seed, "temperature": temperature}

@@ -23,6 +23,7 @@ def run_suite(
     *,
     informed: bool,
     device: str,
+    allow_custom_code: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -33,17 +34,17 @@ def run_suite(
     """
     from ltm_pyro.cli.render import console, notices
 
+    from ltm_pyro.data.cache import known_cache
     from ltm_pyro.errors import LTMError
     from ltm_pyro.evaluation.zero_shot import CORPORA, score_corpus, suite_corpora
     from ltm_pyro.training import load_run
 
     if informed:
         raise click.UsageError("--information compares the posteriors of one text: leave it or --suite out")
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, allow_custom_code=allow_custom_code)
     model, tokenizer = loaded.language_model, loaded.tokenizer
     chosen = model.choose(list(protocols) or [model.comparable])  # click has checked the names
-    cache = loaded.settings.data.cache_dir
-    cache_dir = None if cache is None else Path(cache).expanduser()
+    cache_dir = known_cache(loaded.settings.data.cache_dir)
     corpora = suite_corpora(None if folder is None else Path(folder), column=column)
     rows, missing = [], {name: f"not in {folder}" for name in CORPORA if name not in corpora}
     for name, corpus in corpora.items():

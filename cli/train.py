@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from ltm_pyro.cli.options import allow_custom_code_option
 
 if TYPE_CHECKING:
     from ltm_pyro.config import Settings
     from ltm_pyro.data import Data
+    from ltm_pyro.data.prepare import Progress
     from ltm_pyro.ranks import Ranks
     from ltm_pyro.training import RunDirectory
 
-__all__ = ["command"]
+__all__ = ["command", "overrides_of"]
+
+# What changes where the time or the space goes, and nothing that is learned.
+_MAY_CHANGE = ("checkpointing", "workers", "prefetch", "spool_chunks", "max_document_mb")
 
 
 @click.command()
@@ -46,6 +53,7 @@ __all__ = ["command"]
 @click.option("--batch-size", metavar="N|auto", help="Sequences per slow step; auto: as many as fit into memory.")
 @click.option("--out", type=click.Path(), metavar="DIR", help="Run directory (default: a new one under runs/).")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --out.")
+@allow_custom_code_option
 @click.option("--device", metavar="D", help="auto (default), cpu, cuda or cuda:K.")
 @click.option("--dtype", metavar="D", help="float32 (default) or bfloat16.")
 @click.option("--seed", type=int, metavar="S", help="Seed of weights, data order and noise (default: 0).")
@@ -61,6 +69,7 @@ def command(
     preset: str | None,
     out: str | None,
     resume: bool,
+    allow_custom_code: bool,
     config: str | None,
     assignments: tuple[str, ...],
     print_config: bool,
@@ -70,7 +79,8 @@ def command(
 
     With no options, the tiny preset is trained on the embedded fables in about two minutes on two cores. Later settings
     win over earlier ones: preset, then --config, then --set, then the other options; environment variables set none.
-    Every setting is printed at the start and kept in the run's config.json. Ctrl-C finishes the step and saves.
+    Every setting is printed at the start and kept in the run's config.json. Ctrl-C, SIGTERM and SIGUSR1
+    finish the step and save.
 
     \b
     Examples:
@@ -82,7 +92,8 @@ def command(
         ltm-pyro train --preset ltm-s --print-config > my.toml
         ltm-pyro train --resume --out runs/stories
     """
-    from ltm_pyro.cli.render import notices, show_settings
+    from ltm_pyro.cli.progress import preparing
+    from ltm_pyro.cli.render import show_settings
 
     from ltm_pyro.ranks import present_ranks
 
@@ -91,10 +102,10 @@ def command(
             "--print-config prints what a new run would have; a run's own is --config RUN/config.json"
         )
     ranks = present_ranks()
-    overrides = _overrides(config, assignments, flags)
+    overrides = overrides_of(config, assignments, flags)
     fitted = _to_be_fitted(overrides)
     if resume:
-        run, settings = _reopen(out, preset, overrides)
+        run, settings = _reopen(out, preset, overrides, allow_custom_code)
     else:
         from ltm_pyro.presets import preset as named
 
@@ -109,12 +120,13 @@ def command(
     fitted = None if resume else fitted  # a resumed run keeps the number that was found when it began
     if fitted is None:
         show_settings(settings)
-    with notices.status("Preparing the data"):
-        data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None))
-    if fitted is not None:
-        settings = _fit(settings, data, fitted, ranks)
-        show_settings(settings)
-    _train(run, settings, data, resume)
+    with run.lock() if ranks.is_main else nullcontext():  # rank 0 holds it for all
+        with preparing() as progress:
+            data = ranks.main_first(lambda: _data(settings, run.path / "tokenizer.json" if resume else None, progress))
+        if fitted is not None:
+            settings = _fit(settings, data, fitted, ranks)
+            show_settings(settings)
+        _train(run, settings, data, resume)
 
 
 def _refuse_options_of_thoughts(settings: Settings, flags: dict[str, Any]) -> None:
@@ -130,7 +142,8 @@ def _refuse_options_of_thoughts(settings: Settings, flags: dict[str, Any]) -> No
                 )
 
 
-def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+def overrides_of(config: str | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a file, ``--set`` and the other options give, by address; a later one wins."""
     from ltm_pyro.config_files import read_settings
     from ltm_pyro.errors import LTMError
 
@@ -154,6 +167,7 @@ def _overrides(config: str | None, assignments: tuple[str, ...], flags: dict[str
         "tokenizer": "data.tokenizer",
         "prior": "prior.name",
         "guide": "guide.name",
+        "workers": "data.workers",
         "steps": "training.steps",
         "fast_steps": "inference.fast_steps",
         "batch_size": "training.batch_size",
@@ -205,9 +219,11 @@ def _fit(settings: Settings, data: Data, address: str, ranks: Ranks) -> Settings
     return settings.updated({address: size} | ({"training.micro_batch_size": None} if whole else {}))
 
 
-def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> tuple[RunDirectory, Settings]:
+def _reopen(
+    out: str | None, preset: str | None, overrides: dict[str, Any], allow_custom_code: bool
+) -> tuple[RunDirectory, Settings]:
     from ltm_pyro.errors import LTMError
-    from ltm_pyro.training import RunDirectory
+    from ltm_pyro.training import RunDirectory, load_run
 
     if out is None:
         raise LTMError("--resume needs --out DIR: the run directory to go on with")
@@ -215,13 +231,14 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
         raise LTMError(
             "--preset cannot change when a run is resumed: leave it out, or start a new run with another --out"
         )
-    run = RunDirectory.open(out)
+    # A class that is named again here is one that the user wants.
+    named = [str(overrides[address]) for address in ("model.name", "prior.name", "guide.name") if address in overrides]
+    run = RunDirectory.open(out, allow_custom_code=allow_custom_code or named)
     before = run.settings
     settings = before.updated(overrides)
     for section in ("model", "data", "decoder", "prior", "guide"):
         old, new = before.to_dict()[section], settings.to_dict()[section]
-        # Checkpointing changes where the time goes and nothing that is learned.
-        changed = [key for key in new if old.get(key) != new[key] and key != "checkpointing"]
+        changed = [key for key in new if old.get(key) != new[key] and key not in _MAY_CHANGE]
         if changed:
             raise LTMError(
                 f"{section}.{changed[0]} cannot change when a run is resumed: leave it out, or start a new run with "
@@ -229,18 +246,25 @@ def _reopen(out: str | None, preset: str | None, overrides: dict[str, Any]) -> t
             )
     if settings.training.init_from != before.training.init_from:
         raise LTMError("training.init_from cannot change when a run is resumed: start a new run with another --out")
+    run.refuse_links()
+    if run.store().paths():
+        # Refused here, where sizes that no checkpoint bears out are held back; training itself takes them as they are.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged checkpoints: the trainer will say so
+            load_run(run.path, device="cpu", allow_custom_code=True)
     return run, settings
 
 
-def _data(settings: Settings, tokenizer: Path | None) -> Data:
+def _data(settings: Settings, tokenizer: Path | None, progress: Progress) -> Data:
     from dataclasses import asdict
 
     from ltm_pyro.data import build_data
+    from ltm_pyro.data.cache import known_cache
 
     arguments = asdict(settings.data)
     if tokenizer is not None:
-        arguments["tokenizer"] = str(tokenizer)
-    return build_data(**arguments, seed=settings.training.seed)
+        arguments |= {"tokenizer": str(tokenizer), "cache_dir": known_cache(settings.data.cache_dir)}
+    return build_data(**arguments, seed=settings.training.seed, progress=progress)
 
 
 def _new_directory(preset: str, settings: Settings) -> Path:
@@ -292,7 +316,8 @@ def _train(run: RunDirectory, settings: Settings, data: Data, resume: bool) -> N
     with display:
         finished = trainer.fit()
     if not finished:
-        console.print(f"\nStopped after step {trainer.step}, saved. Go on with:\n")
+        where = f"after step {trainer.step}, saved" if trainer.step else "before the first step was done"
+        console.print(f"\nStopped {where}. Go on with:\n")
         console.print(
             f"    ltm-pyro train --resume --out {shlex.quote(str(run.path))}\n", soft_wrap=True, highlight=False
         )
@@ -312,4 +337,6 @@ def _show_samples(run: RunDirectory, settings: Settings) -> None:
 
     thoughts = ", from thoughts drawn from the prior" if settings.model.name == "ltm" else ""
     console.print(f"\nTexts of its own{thoughts}:\n")
-    show_samples(load_run(run.path, device=settings.training.device), num=2, max_tokens=300)
+    # What it would run has run already.
+    trained = load_run(run.path, device=settings.training.device, allow_custom_code=True)
+    show_samples(trained, num=2, max_tokens=300)

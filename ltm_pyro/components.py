@@ -5,21 +5,32 @@ from __future__ import annotations
 import importlib
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 
 from ltm_pyro.baselines import BASELINES, Baseline, TransformerShape
 from ltm_pyro.config import ComponentSettings, Settings
+from ltm_pyro.data.files import first_line
 from ltm_pyro.decoder.transformer import ThoughtDecoder
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES, Guide
 from ltm_pyro.model import LatentThoughtModel
 from ltm_pyro.priors import PRIORS, Prior
-from ltm_pyro.values import nearest, read_value
+from ltm_pyro.untrusted import refuse_what_memory_cannot_hold
+from ltm_pyro.values import nearest, read_value, shown
 
-__all__ = ["autocast_type", "build_baseline", "build_guide", "build_model", "check_components", "resolve"]
+__all__ = [
+    "autocast_type",
+    "build_baseline",
+    "build_guide",
+    "build_model",
+    "check_components",
+    "refuse_custom_code",
+    "resolve",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +42,7 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
         LTMError: the prior is unknown, its options are not its own, or the model has options.
     """
     _refuse_options_of_ltm(settings)
+    _refuse_what_memory_cannot_hold(settings, vocab_size)
     shape = settings.decoder
     decoder = ThoughtDecoder(
         vocab_size=vocab_size,
@@ -69,6 +81,7 @@ def build_baseline(settings: Settings, vocab_size: int) -> Baseline:
     Raises:
         LTMError: it is unknown, or its options are not its own.
     """
+    _refuse_what_memory_cannot_hold(settings, vocab_size)
     chosen = settings.model
     options = dict(chosen.options)
     same = options.pop("same_parameters", True)
@@ -99,21 +112,36 @@ def resolve(kind: str, name: str, known: Mapping[str, type[T]], base: type[T]) -
         return known[name]
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        raise LTMError(f"unknown {kind} {name!r}{nearest(name, known)}; your own is given as package.module:Class")
+        raise LTMError(f"unknown {kind} {shown(name)}{nearest(name, known)}; your own is given as package.module:Class")
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
-        raise LTMError(f"{kind} {name!r} is not of the form package.module:Class")
+        raise LTMError(f"{kind} {shown(name)} is not of the form package.module:Class")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
-        raise LTMError(f"cannot import {kind} {name!r}: {error}; the module must be on the Python path") from error
+        raise LTMError(f"cannot import {kind} {shown(name)}: {error}; the module must be on the Python path") from error
     except AttributeError as error:
         raise LTMError(f"module {module_name!r} has no class {class_name!r} to use as {kind}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise LTMError(f"{kind} {name!r} is not a subclass of ltm_pyro.{base.__name__}")
+        raise LTMError(f"{kind} {shown(name)} is not a subclass of ltm_pyro.{base.__name__}")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        raise LTMError(f"{kind} {name!r} is abstract: define its {missing}")
+        raise LTMError(f"{kind} {shown(name)} is abstract: define its {missing}")
     return found
+
+
+def refuse_custom_code(settings: Settings, source: Path, allowed: Collection[str]) -> None:
+    """Nothing, where settings that were read from a run name no class outside of this library but the allowed ones.
+
+    Raises:
+        LTMError: they name another, and importing it would run its module.
+    """
+    for kind in ("model", "prior", "guide"):
+        name = getattr(settings, kind).name
+        if ":" in name and name not in allowed:
+            raise LTMError(
+                f"{source} names the {kind} {shown(name)}, code that would run when the run is loaded: if you know and "
+                "trust it, give --allow-custom-code (in Python, allow_custom_code=True)"
+            )
 
 
 def check_components(settings: Settings) -> None:
@@ -139,7 +167,21 @@ _MODELS: dict[str, type[Baseline]] = {"ltm": Baseline, **BASELINES}  # type: ign
 
 def _refuse_options_of_ltm(settings: Settings) -> None:
     for option in settings.model.options:
-        raise LTMError(f"model 'ltm' has no option {option!r}: its parts are the sections decoder, prior and guide")
+        raise LTMError(
+            f"model 'ltm' has no option {shown(option)}: its parts are the sections decoder, prior and guide"
+        )
+
+
+def _refuse_what_memory_cannot_hold(settings: Settings, vocab_size: int) -> None:
+    """Nothing, where the decoder's weights fit: they are allocated before anything else could tell."""
+    shape = settings.decoder
+    width = shape.thought_width or shape.hidden
+    layer = 14 * shape.hidden**2 + 2 * shape.hidden * width  # attentions, SwiGLU; keys and values of the thoughts
+    size = 4 * (vocab_size * shape.hidden + shape.layers * layer) + shape.layers * _MODULES_OF_A_LAYER
+    refuse_what_memory_cannot_hold(size, "the model that section decoder of the settings describes")
+
+
+_MODULES_OF_A_LAYER = 32 * 1024  # bytes of its Python objects, about
 
 
 def _build(
@@ -152,7 +194,15 @@ def _build(
 ) -> T:
     """``Class(first, **options)``, the defaults being for those options that the class has."""
     make, accepted, options = _look_up(kind, chosen, known, base)
-    return cast(T, make(first, **{name: value for name, value in defaults.items() if name in accepted} | options))
+    given = {name: value for name, value in defaults.items() if name in accepted} | options
+    try:
+        return cast(T, make(first, **given))
+    except (RuntimeError, TypeError, ValueError, MemoryError, OverflowError) as error:
+        if chosen.name not in known:
+            raise  # the user's own class, whose traceback says where
+        raise LTMError(
+            f"{kind} {shown(chosen.name)} cannot be made of its options and the thoughts' shape: {first_line(error)}"
+        ) from error
 
 
 def _look_up(
@@ -172,12 +222,12 @@ def _look_up(
     for option, value in chosen.options.items():
         if option not in named & accepted.keys():
             hint = f"it takes {', '.join(sorted(named))}" if named else "it takes none"
-            raise LTMError(f"{kind} {chosen.name!r} has no option {option!r}: {hint}")
+            raise LTMError(f"{kind} {shown(chosen.name)} has no option {shown(option)}: {hint}")
         declared = hints.get(option)
         options[option] = read_value(f"{kind}.{option}", value, declared) if _is_plain(declared) else value
     for name, parameter in accepted.items():
         if parameter.default is parameter.empty and name not in options:
-            raise LTMError(f"{kind} {chosen.name!r} needs its option {name!r}: give it as {kind}.{name}")
+            raise LTMError(f"{kind} {shown(chosen.name)} needs its option {shown(name)}: give it as {kind}.{name}")
     return cls, set(accepted), options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from ltm_pyro.errors import LTMError
-from ltm_pyro.values import above, at_least, nearest, plain, read_value, within
+from ltm_pyro.untrusted import MEBI, read_bytes
+from ltm_pyro.values import above, at_least, at_most, nearest, plain, read_value, shown, within
 
 __all__ = [
     "ComponentSettings",
@@ -19,6 +21,9 @@ __all__ = [
     "Settings",
     "TrainingSettings",
 ]
+
+
+_MOST = 1 << 20  # of any number that memory or time is in proportion to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +42,15 @@ class DataSettings:
         vocab_size: V of a tokenizer that is trained.
         documents: how many documents to use; None is all (for fables, the default number).
         validation_fraction: share of documents held out.
-        streaming: read a hub data set as a stream.
+        streaming: train while the text is read and tokenised, from local files or the hub.
         cache_dir: folder of token shards; None is the user's cache.
         label_column: field that holds a document's class, for fables a plan variable; None reads no labels.
         labelled_fraction: share of the training documents that keep their label.
+        workers: processes that tokenise; None is one for each core, of a stream one for every four; 0 is none.
+        window_chunks: of a stream, chunks of 4 million characters that are shuffled together.
+        spool_chunks: of a stream, remove chunks that were used, to save space.
+        prefetch: batches made ahead of training.
+        max_document_mb: megabytes of the longest line of .jsonl.
     """
 
     source: str = "fables"
@@ -57,12 +67,24 @@ class DataSettings:
     cache_dir: str | None = None
     label_column: str | None = None
     labelled_fraction: float = 1.0
+    workers: int | None = None
+    window_chunks: int = 16
+    spool_chunks: bool = False
+    prefetch: int = 2
+    max_document_mb: int = 256
 
     def __post_init__(self) -> None:
         at_least("data.sequence_length", self.sequence_length, 2)
         at_least("data.vocab_size", self.vocab_size, 257)
+        at_most("data.sequence_length", self.sequence_length, 1 << 24)
+        at_most("data.vocab_size", self.vocab_size, 1 << 20)
         if self.documents is not None:
             at_least("data.documents", self.documents, 1)
+        if self.workers is not None:
+            at_least("data.workers", self.workers, 0)
+        at_least("data.window_chunks", self.window_chunks, 1)
+        at_least("data.prefetch", self.prefetch, 0)
+        at_least("data.max_document_mb", self.max_document_mb, 1)
         within("data.validation_fraction", self.validation_fraction, 0, 1)
         within("data.labelled_fraction", self.labelled_fraction, 0, 1)
 
@@ -96,8 +118,9 @@ class DecoderSettings:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "num_thoughts", "window"):
             at_least(f"decoder.{name}", getattr(self, name), 1)
+            at_most(f"decoder.{name}", getattr(self, name), _MOST)
         if self.thought_width is not None:
-            at_least("decoder.thought_width", self.thought_width, 1)
+            within("decoder.thought_width", self.thought_width, 1, _MOST)
         if self.hidden % (2 * self.heads):
             raise LTMError(
                 f"decoder.hidden = {self.hidden} is no multiple of 2 * decoder.heads = {2 * self.heads}: "
@@ -161,6 +184,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         at_least("inference.fast_steps", self.fast_steps, 0)
+        at_most("inference.fast_steps", self.fast_steps, _MOST)
         above("inference.token_fraction", self.token_fraction, 0)
         within("inference.token_fraction", self.token_fraction, 0, 1)
         at_least("inference.full_final_steps", self.full_final_steps, 0)
@@ -197,6 +221,8 @@ class TrainingSettings:
         eval_sequences: validation sequences scored each time.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints kept.
+        max_skipped_steps: consecutive steps that may be left out because the loss or its gradient is not finite.
+        grace_seconds: how long after SIGTERM or SIGUSR1 the present step may still take; None waits for it.
         shard: of several ranks, each holds a part of the network's weights, gradients and moments.
         tensorboard: write TensorBoard events, too (needs the extra ``tensorboard``).
         wandb: project, or ``entity/project``, of Weights & Biases to send the metrics to as well (needs the extra
@@ -222,6 +248,8 @@ class TrainingSettings:
     eval_sequences: int = 64
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    max_skipped_steps: int = 5
+    grace_seconds: float | None = 15.0
     shard: bool = False
     tensorboard: bool = False
     wandb: str | None = None
@@ -237,11 +265,14 @@ class TrainingSettings:
             "keep_checkpoints",
         ):
             at_least(f"training.{name}", getattr(self, name), 1)
+        at_most("training.batch_size", self.batch_size, _MOST)
         if self.micro_batch_size is not None:
             at_least("training.micro_batch_size", self.micro_batch_size, 1)
         above("training.slow_lr", self.slow_lr, 0)
-        for name in ("slow_lr_final", "warmup_steps", "weight_decay"):
+        for name in ("slow_lr_final", "warmup_steps", "weight_decay", "max_skipped_steps"):
             at_least(f"training.{name}", getattr(self, name), 0)
+        if self.grace_seconds is not None:
+            at_least("training.grace_seconds", self.grace_seconds, 0)
         within("training.seed", self.seed, 0, 2**31 - 1)
         for name in ("beta1", "beta2"):
             at_least(f"training.{name}", getattr(self, name), 0)
@@ -288,9 +319,11 @@ class Settings:
         for address, value in values.items():
             section, dot, key = address.partition(".")
             if not dot or not key:
-                raise LTMError(f"setting {address!r} is not of the form section.key, for example training.slow_lr")
+                raise LTMError(f"setting {shown(address)} is not of the form section.key, for example training.slow_lr")
             if section not in _SECTIONS:
-                raise LTMError(f"unknown section {section!r} in setting {address!r}{nearest(section, _SECTIONS)}")
+                raise LTMError(
+                    f"unknown section {shown(section)} in setting {shown(address)}{nearest(section, _SECTIONS)}"
+                )
             sections.setdefault(section, {})[key] = value
         changes = {name: _update_section(name, getattr(self, name), new) for name, new in sections.items()}
         return replace(self, **changes)
@@ -316,7 +349,9 @@ class Settings:
         flat: dict[str, Any] = {}
         for section, content in sections.items():
             if not isinstance(content, Mapping):
-                raise LTMError(f"section {section!r} of the settings must be a table of keys, got {content!r}")
+                raise LTMError(
+                    f"section {shown(section)} of the settings must be a table of keys, got {shown(content)}"
+                )
             flat |= {f"{section}.{key}": value for key, value in content.items()}
         return (base or cls()).updated(flat)
 
@@ -344,10 +379,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_bytes(Path(path), most=MEBI).decode("utf-8"))
+        json.dumps(tables, default=str)  # as config.json will be: no number of more digits than Python writes
+        return tables
     except OSError as error:
         raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of its dates and numbers
         raise LTMError(f"the settings file {path} is not valid TOML: {error}") from error
 
 
@@ -361,6 +398,6 @@ def _update_section(name: str, section: Any, new: Mapping[str, Any]) -> Any:
     changes = {}
     for key, value in new.items():
         if key not in hints:
-            raise LTMError(f"unknown setting {name}.{key}{nearest(key, hints)}")
+            raise LTMError(f"unknown setting {name}.{key[:200]}{nearest(key, hints)}")
         changes[key] = read_value(f"{name}.{key}", value, hints[key])
     return replace(section, **changes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergenceError", "LTMError"]
+import errno
+
+__all__ = ["DivergenceError", "LTMError", "unwritable"]
 
 
 class LTMError(Exception):
@@ -14,3 +16,22 @@ class LTMError(Exception):
 
 class DivergenceError(LTMError):
     """Training whose loss or gradient is no longer finite."""
+
+
+def unwritable(what: object, error: OSError, then: str) -> LTMError:
+    """The error for what the system would not write: its cause, the mend for that cause, and ``then``, what comes next.
+
+    Args:
+        what: what was to be written, a path or words that hold one.
+        error: from the system.
+        then: how the sentence goes on: "and resume the run", "or choose another --out".
+    """
+    mends = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some of the quota",
+        errno.EROFS: "mount it for writing",
+        errno.EACCES: "get the right to write there",
+        errno.EPERM: "get the right to write there",
+    }
+    mend = mends.get(error.errno or 0, "check the path and the disk")
+    return LTMError(f"cannot write {what}: {error.strerror or error}; {mend}, {then}")

@@ -26,6 +26,7 @@ def generate(
     start: int,
     prompt: Sequence[int] = (),
     num: int = 1,
+    first: int = 0,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     stop: int | None = None,
@@ -40,6 +41,7 @@ def generate(
         [prompt],
         start=start,
         num=num,
+        first=first,
         max_tokens=max_tokens,
         sampling=sampling,
         stop=stop,
@@ -57,6 +59,7 @@ def generate_batch(
     *,
     start: int | Sequence[int],
     num: int = 1,
+    first: int = 0,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     stop: int | None = None,
@@ -80,6 +83,7 @@ def generate_batch(
         prompts: token ids to continue, which may be none.
         start: the token before the first, end-of-text; one for all prompts or for each.
         num: texts to draw for each prompt.
+        first: number of the first of them: those before it, which another call or rank draws, are left out.
         max_tokens: most tokens of each.
         sampling: how tokens are drawn; None is the model's own distribution.
         stop: token that ends a text; None decodes all.
@@ -95,13 +99,13 @@ def generate_batch(
             there is a label and the prior has no classes.
     """
     decoder = svi.model.decoder
-    check_prompts(prompts, num, max_tokens, decoder.max_length)
+    check_prompts(prompts, num, max_tokens, decoder.max_length, first)
     if not 0 <= seed < 2**32:
         raise LTMError(f"the seed must lie in 0 … {2**32 - 1}, got {seed}")
     if label is not None:
         svi.model.require_labels()
     device = decoder.embedding.weight.device
-    asked = Prompts(prompts, start, num, progress)
+    asked = Prompts(prompts, start, num, progress, first)
     for part in asked.parts():
         here = part.to(device)
         with fixed_global_stream(seed, device):
@@ -114,7 +118,7 @@ def generate_batch(
     return asked.texts()
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], num: int, max_tokens: int, longest: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], num: int, max_tokens: int, longest: int, first: int = 0) -> None:
     """Nothing, where such texts can be drawn.
 
     Raises:
@@ -122,6 +126,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], num: int, max_tokens: int, l
     """
     if num < 1 or max_tokens < 1:
         raise LTMError(f"the number of texts and of tokens must be 1 or more, got {num} and {max_tokens}")
+    if first < 0:
+        raise LTMError(f"the number of the first text must be 0 or more, got {first}")
     for prompt in prompts:
         if len(prompt) > longest:
             raise LTMError(
@@ -141,4 +147,4 @@ def _thoughts(
     if label is not None:
         batch = replace(batch, labels=torch.full((len(batch),), label, device=batch.device))
     posterior = svi.infer(batch, steps=fast_steps, seed=seed, lr=fast_lr)
-    return posterior.sample(max(part.draws))[part.draw, part.prompt]
+    return posterior.sample(part.first + max(part.draws))[part.draw, part.prompt]

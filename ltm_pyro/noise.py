@@ -77,6 +77,11 @@ class SequenceGenerator:
         """Where the streams are."""
         return self._streams.device
 
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self._streams)
+
     def rows(self, index: Int[Tensor, " chosen"]) -> SequenceGenerator:
         """The streams of some of the sequences, as far drawn as here."""
         chosen = copy(self)

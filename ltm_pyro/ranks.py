@@ -13,7 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -230,8 +230,24 @@ def joined_ranks(*, timeout: float = 600.0) -> Iterator[Ranks]:
         ) from error
     try:
         yield launched
+        _part(launched)
+    except SystemExit as end:
+        if end.code in (None, 0, 130):  # a command that came to its end on all ranks
+            _part(launched)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _part(ranks: Ranks) -> None:
+    """Rank 0 may be where the others meet, so it does not go before them, nor wait for ever for one that is lost."""
+    with suppress(RuntimeError):
+        store, key = _store(), "ltm-pyro/parted"
+        store.add(key, 1)
+        for _ in range(600 if ranks.is_main else 0):
+            if store.add(key, 0) >= ranks.size:
+                break
+            time.sleep(0.1)
 
 
 def is_split(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from ltm_pyro.decoder.tied import TiedTransformer
 from ltm_pyro.ranks import Ranks, is_split, noticing_loss
 
-__all__ = ["Sharding", "clip_norm_", "joined", "split_like", "total_norm"]
+__all__ = ["Sharding", "clip_norm_", "joined", "local_part", "split_like", "total_norm"]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def split_like(value: Tensor, like: Tensor) -> Tensor:
 
 def total_norm(gradients: list[Tensor], ranks: Ranks) -> Float[Tensor, ""]:
     """The norm of all gradients together: those in parts over all ranks, the others, the same on every one, once."""
-    parts = [_local(gradient) for gradient in gradients if is_split(gradient)]
+    parts = [local_part(gradient) for gradient in gradients if is_split(gradient)]
     same = nn.utils.get_total_norm([gradient for gradient in gradients if not is_split(gradient)])
     if not parts:
         return same
@@ -186,9 +186,9 @@ def clip_norm_(gradients: list[Tensor], most: float, norm: Tensor) -> None:
     if not gradients:
         return
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
+    torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """The part that this rank holds; the tensor itself where it is whole."""
     return cast(Tensor, tensor.to_local()) if is_split(tensor) else tensor  # type: ignore[attr-defined]

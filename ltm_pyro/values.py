@@ -9,7 +9,16 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["above", "at_least", "nearest", "plain", "read_value", "within"]
+__all__ = ["above", "at_least", "at_most", "nearest", "plain", "read_value", "shown", "within"]
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+_SHOWN = 200
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -28,16 +37,19 @@ def read_value(address: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        raise LTMError(f"{address} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+        raise LTMError(f"{address} must be one of {', '.join(map(str, get_args(kind)))}, got {shown(value)}")
     if kind is str:
         return str(value)
     found = plain(value)
     if kind is float and isinstance(found, int) and not isinstance(found, bool):
-        found = float(found)
+        try:
+            found = float(found)
+        except OverflowError as error:
+            raise LTMError(f"{address} must be a number, got one that is too large") from error
     if kind is int and isinstance(found, float) and found.is_integer():
         found = int(found)
     if type(found) is not kind:
-        raise LTMError(f"{address} must be {_KINDS[kind]}, got {value!r}")
+        raise LTMError(f"{address} must be {_KINDS[kind]}, got {shown(value)}")
     return found
 
 
@@ -61,16 +73,22 @@ def plain(value: Any) -> Any:
 def at_least(address: str, value: float, low: float) -> None:
     """Raises LTMError, naming the setting, where ``value`` is below ``low`` or not a number."""
     if not value >= low:
-        raise LTMError(f"{address} must be {low} or more, got {value}")
+        raise LTMError(f"{address} must be {low} or more, got {shown(value)}")
+
+
+def at_most(address: str, value: float, high: float) -> None:
+    """Raises LTMError, naming the setting, where ``value`` is above ``high`` or not a number."""
+    if not value <= high:
+        raise LTMError(f"{address} must be {high} or less, got {shown(value)}")
 
 
 def above(address: str, value: float, low: float) -> None:
     """Raises LTMError, naming the setting, where ``value`` is not above ``low``."""
     if not value > low:
-        raise LTMError(f"{address} must be above {low}, got {value}")
+        raise LTMError(f"{address} must be above {low}, got {shown(value)}")
 
 
 def within(address: str, value: float, low: float, high: float) -> None:
     """Raises LTMError, naming the setting, where ``value`` is outside ``low`` … ``high``."""
     if not low <= value <= high:
-        raise LTMError(f"{address} must lie in {low} … {high}, got {value}")
+        raise LTMError(f"{address} must lie in {low} … {high}, got {shown(value)}")

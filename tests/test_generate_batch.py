@@ -139,3 +139,16 @@ def test_texts_of_a_prior_with_other_noise_are_the_seeds():
     model.prior = MixturePrior(model.decoder.thought_shape, components=3)
     svi = FastSlowSVI(model, LocalNormal(model), fast=FastConfig(steps=2))
     assert generate(svi, start=0, num=5, max_tokens=6, seed=1) == generate(svi, start=0, num=5, max_tokens=6, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["ltm", "ar", "mdlm"])
+def test_texts_drawn_in_shares_are_those_drawn_at_once(svi: FastSlowSVI, kind: str):
+    model = ThoughtLanguageModel(svi) if kind == "ltm" else baseline(kind)
+    options: dict[str, Any] = {"start": 0, "max_tokens": 5, "seed": 3}
+    whole = model.generate_batch(PROMPTS[:3], num=5, **options)
+    shares = [model.generate_batch(PROMPTS[:3], num=2, first=first, **options) for first in (0, 2, 4)]
+    for place, texts in enumerate(whole):
+        assert [text for share in shares for text in share[place]][:5] == texts
+        assert len({tuple(text) for text in texts}) > 1
+    with pytest.raises(LTMError, match="number of the first text must be 0 or more, got -1"):
+        model.generate_batch(PROMPTS, first=-1, **options)

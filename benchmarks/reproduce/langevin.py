@@ -122,10 +122,12 @@ class LangevinLearner(Learner):
         thoughts = self.chains.infer(batch, seed=seed).sample()[0]
         self.optimizer.zero_grad(set_to_none=True)
         total = batch.num_scored.sum().clamp(min=1)
-        loss = -model.likelihood(thoughts, batch, None).log_prob(batch.tokens).sum()
-        (loss / total).backward()
-        norm = slow_update(self.optimizer, clip_norm=self.inner.svi.clip_norm)
-        return SlowStep({"tokens": total, "loss": loss.detach(), "reconstruction": loss.detach()}, norm)
+        losses = -model.likelihood(thoughts, batch, None).log_prob(batch.tokens)
+        (losses.sum() / total).backward()
+        losses = losses.detach()
+        update = slow_update(self.optimizer, losses.sum(), clip_norm=self.inner.svi.clip_norm)
+        sums = {"tokens": total, "loss": losses.sum(), "reconstruction": losses.sum()}
+        return SlowStep(sums, update.norm, skipped=update.skipped, sequence_losses=losses)
 
     def language_model(self, at: int) -> LanguageModel:  # noqa: D102
         return self.inner.language_model(at)

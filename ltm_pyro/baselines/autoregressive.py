@@ -85,6 +85,7 @@ class Autoregressive(Baseline):
         *,
         start: int | Sequence[int],
         num: int = 1,
+        first: int = 0,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: int | None = None,
@@ -94,8 +95,8 @@ class Autoregressive(Baseline):
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
-        check_generation(self, prompts, num, max_tokens, label)
-        asked = Prompts(prompts, start, num, progress)
+        check_generation(self, prompts, num, max_tokens, label, first)
+        asked = Prompts(prompts, start, num, progress, first)
         for part in asked.parts():
             with autocasting(self.device, self.autocast):
                 texts = continue_part(

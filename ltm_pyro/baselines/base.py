@@ -93,7 +93,12 @@ class Baseline(nn.Module, LanguageModel):
 
 
 def check_generation(
-    model: Baseline, prompts: Sequence[Sequence[int]], num: int, max_tokens: int, label: int | None
+    model: Baseline,
+    prompts: Sequence[Sequence[int]],
+    num: int,
+    max_tokens: int,
+    label: int | None,
+    first: int = 0,
 ) -> None:
     """Nothing, where a baseline can draw such texts.
 
@@ -102,4 +107,4 @@ def check_generation(
     """
     if label is not None:
         raise LTMError(f"a model of kind {model.kind} has no classes: leave the label out")
-    check_prompts(prompts, num, max_tokens, model.max_length)
+    check_prompts(prompts, num, max_tokens, model.max_length, first)

@@ -15,7 +15,7 @@ from ltm_pyro.baselines.transformer import PlainTransformer, TransformerShape
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.decoder.decoding import Ended
 from ltm_pyro.decoder.prompts import Prompts
-from ltm_pyro.decoder.sampling import Sampling
+from ltm_pyro.decoder.sampling import Sampling, TokenDraws
 from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation.protocols import Protocol
 from ltm_pyro.flops import TransformerSize, transformer_step_flops
@@ -26,7 +26,7 @@ from ltm_pyro.noise import SequenceGenerator
 __all__ = ["MaskedDiffusion"]
 
 
-_AT_ONCE = 64  # texts of one prompt: a part of what a seed means, so it is no option
+_AT_ONCE = 64  # texts of one prompt
 
 
 class MaskedDiffusion(Baseline):
@@ -134,6 +134,7 @@ class MaskedDiffusion(Baseline):
         *,
         start: int | Sequence[int],
         num: int = 1,
+        first: int = 0,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         stop: int | None = None,
@@ -150,31 +151,24 @@ class MaskedDiffusion(Baseline):
         One prompt is filled after the other, and ``ended``, which is told of no text before all of it is there, saves
         nothing.
         """
-        check_generation(self, prompts, num, max_tokens, label)
+        check_generation(self, prompts, num, max_tokens, label, first)
         for prompt in prompts:
             if len(prompt) >= self.max_length:
                 raise LTMError(
                     f"the prompt has {len(prompt)} tokens and leaves none to fill of the {self.max_length} that the "
                     f"model was trained on: shorten it"
                 )
-        asked = Prompts(prompts, start, num, progress)
+        asked = Prompts(prompts, start, num, progress, first)
         for part in asked.parts():
             texts: list[list[int]] = []
-            seeds = SequenceGenerator(part.batch.keys, seed, "token").seeds()
-            lists = zip(part.batch.tokens.tolist(), part.batch.lengths.tolist(), strict=True)
-            for (tokens, length), first, count, own in zip(
-                lists, part.batch.start.tolist(), part.draws, seeds, strict=True
-            ):
-                generator = torch.Generator(self.device).manual_seed(own % 2**63)
-                for at in range(0, count, _AT_ONCE):
+            here = part.to(self.device)
+            noise = SequenceGenerator(here.keys, seed, "token")
+            rows = torch.arange(len(here.prompt), device=self.device).split(list(part.draws))
+            lists = zip(part.batch.tokens.tolist(), part.batch.lengths.tolist(), part.batch.start.tolist(), strict=True)
+            for (tokens, length, before), own in zip(lists, rows, strict=True):
+                for some in own.split(_AT_ONCE):
                     texts += self._fill(
-                        tokens[:length],
-                        first,
-                        min(_AT_ONCE, count - at),
-                        max_tokens,
-                        sampling or Sampling(),
-                        stop,
-                        generator,
+                        tokens[:length], before, noise.rows(some), max_tokens, sampling or Sampling(), stop
                     )
             asked.keep(part, texts)
         return asked.texts()
@@ -184,18 +178,19 @@ class MaskedDiffusion(Baseline):
         self,
         prompt: Sequence[int],
         start: int,
-        num: int,
+        noise: SequenceGenerator,
         max_tokens: int,
         sampling: Sampling,
         stop: int | None,
-        generator: torch.Generator,
     ) -> list[list[int]]:
-        """``num`` texts of one prompt."""
+        """A text of one prompt for each stream of the noise."""
+        num = noise.size
         length = min(max_tokens, self.max_length - len(prompt))
         tokens = torch.tensor([[*prompt, *([0] * length)]] * num, dtype=torch.int64, device=self.device)
         masked = (torch.arange(tokens.shape[1], device=self.device) >= len(prompt)).repeat(num, 1)
         starts = torch.full((num,), start, dtype=torch.int64, device=self.device)
-        order = torch.rand(num, length, generator=generator, device=self.device).argsort(-1) + len(prompt)
+        order = noise.words(length).argsort(-1) + len(prompt)
+        draws = TokenDraws(sampling)
         steps = min(self.sampling_steps or length, length)
         for begin, end in pairwise(length * step // steps for step in range(steps + 1)):
             with autocasting(self.device, self.autocast):
@@ -207,8 +202,8 @@ class MaskedDiffusion(Baseline):
                 else:
                     places = order[:, begin:end]
                     chosen = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
-                    probabilities = sampling.probabilities(self.network.logits(chosen).float())
-                    drawn = torch.multinomial(probabilities, 1, generator=generator).view(places.shape)
+                    uniforms = noise.uniform(places.shape[1]).flatten()
+                    drawn = draws(self.network.logits(chosen).float(), uniforms).view(places.shape)
             tokens = tokens.scatter(1, places, drawn)
             masked = masked.scatter(1, places, False)
         texts = tokens[:, len(prompt) :].tolist()

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ltm_pyro.data.cache import cached_folder, default_cache_dir
 from ltm_pyro.data.corpora import Corpus, Split, digest_of, empty_corpus
-from ltm_pyro.data.files import optional_import
+from ltm_pyro.data.files import LONGEST, optional_import
+from ltm_pyro.data.prepare import Progress
 from ltm_pyro.data.sequences import Layout, SequenceDataset
 from ltm_pyro.data.shards import shard_of
 from ltm_pyro.data.sources import open_corpus, split_corpus
+from ltm_pyro.data.streaming import StreamingDataset, stream_store
+from ltm_pyro.data.supply import ChunkSupply
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import local_path
 
-__all__ = ["Data", "build_data", "build_evaluation_data", "train_tokenizer"]
+__all__ = ["Data", "build_data", "build_evaluation_data", "prepare_data", "train_tokenizer"]
 
 # What a tokenizer is trained on: enough to count by, and bounded, so that a large corpus costs no more.
 _CHARACTERS_PER_ENTRY = 1_000
@@ -24,17 +29,43 @@ _LEAST_CHARACTERS = 2_000_000
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a run trains and validates on."""
+    """What a run trains and validates on.
 
-    train: SequenceDataset
+    Args:
+        training: the training split, which may be a stream.
+        validation: the validation split.
+        tokenizer: of both.
+    """
+
+    training: SequenceDataset | StreamingDataset
     validation: SequenceDataset
     tokenizer: Tokenizer
 
     @property
+    def train(self) -> SequenceDataset:
+        """The training split, for what needs the whole of it.
+
+        Raises:
+            LTMError: it is a stream.
+        """
+        if isinstance(self.training, StreamingDataset):
+            raise LTMError(
+                "the training text is a stream, of which neither the length nor the longest sequence is known: set "
+                "data.streaming=false, or, for a batch size of auto, give the number"
+            )
+        return self.training
+
+    @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Documents, sequences and scored tokens of both splits, and labels if there are any, for printing."""
+        """Documents, sequences and scored tokens of both splits, and labels if there are any, for printing.
+
+        Of a stream whose end was not met yet, the number of its chunks that are there.
+        """
         found = {}
-        for name, part in (("train", self.train), ("validation", self.validation)):
+        for name, part in (("train", self.training), ("validation", self.validation)):
+            if isinstance(part, StreamingDataset):
+                found[name] = part.counts
+                continue
             found[name] = {"documents": part.num_documents, "sequences": len(part), "tokens": part.num_tokens}
             if self.class_names:
                 found[name] |= {"labelled": part.num_labelled, "classes": len(self.class_names)}
@@ -43,7 +74,7 @@ class Data:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their numbers; empty without classes."""
-        return self.train.class_names
+        return self.training.class_names
 
 
 def build_data(
@@ -63,6 +94,12 @@ def build_data(
     cache_dir: str | Path | None = None,
     label_column: str | None = None,
     labelled_fraction: float = 1.0,
+    workers: int | None = None,
+    window_chunks: int = 16,
+    spool_chunks: bool = False,
+    prefetch: int = 0,
+    max_document_mb: int = LONGEST // 1_000_000,
+    progress: Progress | None = None,
 ) -> Data:
     """Reads, splits, tokenises and lays out a source; what was done before is taken from the cache.
 
@@ -80,13 +117,20 @@ def build_data(
         documents: how many training documents to use; None is all.
         validation_fraction: share of the documents held out where there is no validation source.
         seed: of the fables' generator.
-        streaming: read a hub data set without keeping a copy of it.
+        streaming: tokenise while the training goes on (`StreamingDataset`), and keep no copy of a hub data set. With
+            classes, which must be known before, the whole is tokenised first.
         cache_dir: None is ``$LTM_PYRO_CACHE`` or ``~/.cache/ltm-pyro``.
         label_column: the field of .jsonl, .parquet and hub data sets that holds a document's class, or a plan variable
             of the fables; None gives no labels. The classes are those of the training split, whatever share of the
             labels is kept; a validation document of another class is unlabelled.
         labelled_fraction: share of the training documents that keep their label, chosen by a hash of their text;
             validation documents keep theirs.
+        workers: processes that tokenise; None is one for each core, of a stream one for every four; 0 is none.
+        window_chunks: of a stream, how many chunks are shuffled together.
+        spool_chunks: of a stream, whether to remove chunks that were used.
+        prefetch: the trainer's; not read here.
+        max_document_mb: megabytes of the longest line of .jsonl.
+        progress: told of every chunk that is tokenised.
 
     Raises:
         LTMError: a source or setting is unusable, or a split is empty or smaller than one sequence.
@@ -102,13 +146,21 @@ def build_data(
         seed=seed,
         streaming=streaming,
         label_column=label_column,
+        max_document_mb=max_document_mb,
     )
     cache = _cache_path(cache_dir)
     _check_not_empty(train)
     _check_not_empty(held)
     encoder = train_tokenizer(train, vocab_size, cache) if tokenizer == "train" else Tokenizer.load(tokenizer)
+    how: dict[str, Any] = {"workers": workers, "progress": progress}
+    if streaming and label_column is None:
+        supply = ChunkSupply(stream_store(train, encoder, cache), train, encoder, workers=workers)
+        stream = StreamingDataset(
+            supply, encoder, chosen, sequence_length, window_chunks=window_chunks, spool=spool_chunks
+        )
+        return Data(stream, SequenceDataset(shard_of(held, encoder, cache, **how), chosen, sequence_length), encoder)
     training = SequenceDataset(
-        shard_of(train, encoder, cache), chosen, sequence_length, labelled_fraction=labelled_fraction
+        shard_of(train, encoder, cache, **how), chosen, sequence_length, labelled_fraction=labelled_fraction
     )
     if label_column is not None and not training.class_names:
         raise LTMError(
@@ -121,9 +173,35 @@ def build_data(
             f"{sequence_length}; give more text, a smaller sequence_length, or layout=documents"
         )
     validating = SequenceDataset(
-        shard_of(held, encoder, cache), chosen, sequence_length, class_names=training.class_names
+        shard_of(held, encoder, cache, **how), chosen, sequence_length, class_names=training.class_names
     )
     return Data(training, validating, encoder)
+
+
+def prepare_data(*, progress: Progress | None = None, **settings: Any) -> dict[str, dict[str, Any]]:
+    """Does all that `build_data` with the same settings has to do, and of a stream tokenises the whole.
+
+    Returns:
+        Counts, SHA-256 digests and the place of ``train``, ``validation`` and ``tokenizer``.
+
+    Raises:
+        LTMError: as `build_data`.
+    """
+    data = build_data(**settings, progress=progress)
+    found: dict[str, dict[str, Any]] = {}
+    for name, part in (("train", data.training), ("validation", data.validation)):
+        if isinstance(part, StreamingDataset):
+            found[name] = part.prepare(settings.get("workers"), progress)
+            continue
+        manifest = part.shard.manifest
+        found[name] = {
+            **data.counts[name],
+            "tokens_sha256": manifest.tokens_sha256,
+            "documents_sha256": manifest.documents_sha256,
+            "folder": str(part.shard.folder),
+        }
+    found["tokenizer"] = {"vocab_size": data.tokenizer.vocab_size, "sha256": data.tokenizer.digest}
+    return found
 
 
 def build_evaluation_data(
@@ -195,10 +273,11 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = No
 def _sample(corpus: Corpus, characters: int) -> Iterator[str]:
     left = characters
     for document in corpus.documents():
-        yield document.text[:left]
-        left -= len(document.text)
-        if left <= 0:
-            return
+        for block in document.blocks():
+            yield block[:left]
+            left -= len(block)
+            if left <= 0:
+                return
 
 
 def choose_layout(layout: str, source: str, label_column: str | None = None) -> Layout:
@@ -216,7 +295,7 @@ def choose_layout(layout: str, source: str, label_column: str | None = None) -> 
 
 
 def _cache_path(cache_dir: str | Path | None) -> Path | None:
-    return None if cache_dir is None else Path(cache_dir).expanduser()
+    return None if cache_dir is None else local_path(cache_dir)
 
 
 def _check_not_empty(corpus: Corpus) -> None:

@@ -9,14 +9,17 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from ltm_pyro.errors import LTMError
+from ltm_pyro.locks import try_lock
+from ltm_pyro.untrusted import exists, local_path
 
-__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file"]
+__all__ = ["HashedFile", "cached_folder", "default_cache_dir", "hashed_file", "known_cache", "unwritable"]
 
 T = TypeVar("T")
 
@@ -26,6 +29,20 @@ _STALE_SECONDS = 24 * 3600
 def default_cache_dir() -> Path:
     """``$LTM_PYRO_CACHE``, or ``~/.cache/ltm-pyro``."""
     return Path(os.environ.get("LTM_PYRO_CACHE") or "~/.cache/ltm-pyro").expanduser()
+
+
+def known_cache(cache_dir: str | None) -> Path | None:
+    """The cache that a run's config.json names, where it is one; else None, the user's own, with a warning.
+
+    A config.json may come from anybody, so no folder becomes a cache because one says so.
+    """
+    if cache_dir is None:
+        return None
+    folder = local_path(cache_dir)
+    if any(exists(folder / name) and (folder / name).is_dir() for name in ("shards", "tokenizers")):
+        return folder
+    warnings.warn(f"the run's data.cache_dir, {folder}, is no cache here: using your own", stacklevel=2)
+    return None
 
 
 def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[[Path], T]) -> T:
@@ -48,16 +65,22 @@ def cached_folder(folder: Path, build: Callable[[Path], object], load: Callable[
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _remove_stale(folder.parent)
-        build(temporary)
-        return _publish(temporary, folder, load)
+        with _locked(temporary):
+            _remove_stale(folder.parent)
+            build(temporary)
+            return _publish(temporary, folder, load)
     except OSError as error:
-        raise LTMError(
-            f"{folder.parent}: the cache cannot be written ({error.strerror or error}); free some space "
-            "there, or set another folder with cache_dir or $LTM_PYRO_CACHE"
-        ) from error
+        raise unwritable(folder.parent, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unwritable(folder: Path, error: OSError) -> LTMError:
+    """The error for a cache folder that cannot be written."""
+    return LTMError(
+        f"{folder}: the cache cannot be written ({error.strerror or error}); free some space there, or set another "
+        "folder with cache_dir or $LTM_PYRO_CACHE"
+    )
 
 
 def _publish(temporary: Path, folder: Path, load: Callable[[Path], T]) -> T:
@@ -78,12 +101,31 @@ def _publish(temporary: Path, folder: Path, load: Callable[[Path], T]) -> T:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Leftovers of killed processes, a day old; younger ones may be another process at work."""
+    """Leftovers of killed processes, a day old by the clock.
+
+    A clock that was set may call so old what another process works in; but that one holds its lock.
+    """
     limit = time.time() - _STALE_SECONDS
     for left in (*parent.glob(".*.tmp"), *parent.glob(".*.old")):
         with suppress(OSError):
             if left.stat().st_mtime < limit:
-                shutil.rmtree(left, ignore_errors=True)
+                with _locked(left) as free:
+                    if free is not False:
+                        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Context that holds a folder's lock, and what `try_lock` said of it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        yield None
+        return
+    try:
+        yield try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class HashedFile:

@@ -13,7 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from ltm_pyro.data.files import TextUnit, kind_of, list_files, read_rows
+from ltm_pyro.data.documents import Document, LongDocument, uniform_of
+from ltm_pyro.data.files import LONGEST, TextUnit, kind_of, list_files, read_rows
+from ltm_pyro.data.long_text import LongText
 from ltm_pyro.data.tokenizer import well_formed
 from ltm_pyro.errors import LTMError
 from ltm_pyro.values import nearest
@@ -23,8 +25,10 @@ __all__ = [
     "Document",
     "FablesCorpus",
     "FileCorpus",
+    "Head",
     "HeldOut",
     "Limited",
+    "LongDocument",
     "Split",
     "digest_of",
     "empty_corpus",
@@ -35,19 +39,6 @@ __all__ = [
 
 Split = Literal["train", "validation"]
 FABLES_DOCUMENTS = {"train": 5_000, "validation": 250}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and where it came from: ``file`` (or generator, or hub split), and ``row`` in it, from 1.
-
-    ``label`` is the name of its class, None where that is unknown.
-    """
-
-    text: str
-    file: str
-    row: int
-    label: str | None = None
 
 
 @runtime_checkable
@@ -139,6 +130,8 @@ class FileCorpus:
         unit: what a document is in a .txt file; ``auto`` is the whole file where ``path`` is a folder, and
             for a single file its blank-line blocks (its lines, where it has no blank line).
         label_column: the field of .jsonl and .parquet that holds the class; None gives no classes.
+        longest: bytes of the longest line of .jsonl.
+        hashed: whether `fingerprint` reads all bytes; without, it trusts names, sizes and dates.
 
     Raises:
         LTMError: nothing is there, or nothing that can be read as text, or classes are to be read from a .txt file.
@@ -148,6 +141,8 @@ class FileCorpus:
     column: str = "text"
     unit: TextUnit = "auto"
     label_column: str | None = None
+    longest: int = LONGEST
+    hashed: bool = True
 
     def __post_init__(self) -> None:
         for path in list_files(self.path):
@@ -166,20 +161,29 @@ class FileCorpus:
         """The documents of each file in turn; empty ones are skipped, lone surrogates replaced by U+FFFD."""
         unit: TextUnit = "file" if self.unit == "auto" and self.path.is_dir() else self.unit
         for path in list_files(self.path):
-            for row, text, label in read_rows(path, column=self.column, unit=unit, label_column=self.label_column):
-                if text and not text.isspace():
+            for row, text, label in read_rows(
+                path, column=self.column, unit=unit, label_column=self.label_column, longest=self.longest
+            ):
+                if isinstance(text, LongText):
+                    if not text.is_blank:
+                        yield LongDocument(text, str(path), row, label)
+                elif text and not text.isspace():
                     yield Document(well_formed(text), str(path), row, label)
 
     def fingerprint(self) -> str:
-        """The bytes of the files in order, wherever they lie; read once for each corpus object."""
+        """The bytes of the files in order (or, not ``hashed``, what the disk says of them), wherever they lie."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         parts = ["files", self.column, self.unit, str(self.path.is_dir())]
         for path in list_files(self.path):
-            parts += [str(kind_of(path)), file_digest(path)]
+            parts += [str(kind_of(path)), file_digest(path) if self.hashed else self._stamp(path)]
         return labelled_digest(digest_of(parts), self.label_column)
+
+    def _stamp(self, path: Path) -> str:
+        name = path.relative_to(self.path) if path != self.path else path.name
+        return f"{name} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def file_digest(path: Path) -> str:
@@ -216,6 +220,32 @@ class Limited:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The first documents of a corpus, until they have so many characters: what of a stream is read beforehand."""
+
+    corpus: Corpus
+    characters: int
+
+    @property
+    def name(self) -> str:
+        """The corpus's own."""
+        return self.corpus.name
+
+    def documents(self) -> Iterator[Document]:
+        """Stops reading once the last is out."""
+        left = self.characters
+        for document in self.corpus.documents():
+            yield document
+            left -= sum(map(len, document.blocks()))
+            if left <= 0:
+                return
+
+    def fingerprint(self) -> str:
+        """The corpus and the number."""
+        return digest_of(["head", str(self.characters), self.corpus.fingerprint()])
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """One side of a corpus: a document is held out if the hash of its text falls below ``fraction``.
 
@@ -235,17 +265,11 @@ class HeldOut:
     def documents(self) -> Iterator[Document]:
         """This side's documents, in the corpus's order."""
         wanted = self.split == "validation"
-        return (d for d in self.corpus.documents() if (uniform_of(d.text) < self.fraction) == wanted)
+        return (d for d in self.corpus.documents() if (d.draw() < self.fraction) == wanted)
 
     def fingerprint(self) -> str:
         """The corpus, the fraction and the side."""
         return digest_of(["held-out", repr(self.fraction), self.split, self.corpus.fingerprint()])
-
-
-def uniform_of(text: str, purpose: str = "") -> float:
-    """A number in [0, 1) made from the text; those of two purposes have nothing to do with each other."""
-    raw = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=purpose.encode("ascii")).digest()
-    return int.from_bytes(raw, "little") / 2.0**64
 
 
 def empty_corpus(corpus: Corpus) -> LTMError:

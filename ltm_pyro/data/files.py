@@ -5,26 +5,26 @@ Every failure names the file, the place in it, and the mend; nothing is read bef
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import gzip
 import importlib
-import io
 import json
 import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ltm_pyro.data.columns import columns_of, text_of
 from ltm_pyro.data.labels import as_label
-from ltm_pyro.data.zstd import ZstdReader
+from ltm_pyro.data.long_text import LongText
+from ltm_pyro.data.text_files import TextUnit, decoded, open_stream, text_rows
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import exists
 
 __all__ = [
     "KINDS",
+    "LONGEST",
     "TextUnit",
     "column_names",
     "first_line",
@@ -35,11 +35,11 @@ __all__ = [
     "read_rows",
 ]
 
-TextUnit = Literal["auto", "file", "block", "line"]
-
 KINDS = (".txt", ".jsonl", ".parquet")
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_PEEK = 1 << 20
+_BUFFER = 1 << 20
+LONGEST = 256_000_000
+"""Bytes of the longest line of .jsonl, unless told otherwise."""
 
 
 def optional_import(module: str, purpose: str, extra: str | None = None) -> Any:
@@ -74,29 +74,32 @@ def list_files(path: Path) -> list[Path]:
         LTMError: nothing is there, or nothing that can be read as text.
     """
     known = ", ".join(KINDS) + f" (.txt and .jsonl also with {', '.join(_COMPRESSIONS)})"
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         inside = (p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts))
         found = sorted((p for p in inside if p.is_file() and kind_of(p)), key=lambda p: p.relative_to(path).parts)
         if not found:
             raise LTMError(f"{path}: the folder holds no text files; expected {known}")
         return found
-    if not path.exists():
+    if not exists(path):
         raise LTMError(f"{path}: no such file or folder; give an existing path, `fables`, or `hf:name` for the hub")
     if kind_of(path) is None:
         raise LTMError(f"{path}: unknown kind of file; expected {known}: rename or convert it")
+    if not path.is_file():
+        raise LTMError(f"{path}: no regular file, so it may never end; write it into one")
     return [path]
 
 
 def read_rows(
-    path: Path, *, column: str, unit: TextUnit, label_column: str | None = None
-) -> Iterator[tuple[int, str, str | None]]:
+    path: Path, *, column: str, unit: TextUnit, label_column: str | None = None, longest: int = LONGEST
+) -> Iterator[tuple[int, str | LongText, str | None]]:
     r"""(row, text, label) of every document in one file, in order; rows count from 1 (for .txt and .jsonl: lines).
 
     A byte-order mark is dropped and the line ends of .txt become ``\n``. ``unit`` says what a document is in
     a .txt file: the whole ``file``, each ``block`` between blank lines, each ``line``, or ``auto``: blocks if
     a blank line follows some text in the first MiB, otherwise lines. Empty texts are yielded too. ``column`` may be
     a template of several (`columns_of`). ``label`` is None where there is no ``label_column``, and where a row's class
-    is unknown (`as_label`).
+    is unknown (`as_label`). A text of a .txt file that may be longer than memory is a `LongText`; a line of .jsonl has
+    at most ``longest`` bytes.
     """
     kind = kind_of(path)
     if kind is None:  # pragma: no cover - list_files has refused it
@@ -105,9 +108,9 @@ def read_rows(
         if kind[0] == ".parquet":
             yield from _parquet_rows(path, column, label_column)
         elif kind[0] == ".jsonl":
-            yield from _json_rows(path, kind[1], column, label_column)
+            yield from _json_rows(path, kind[1], column, label_column, longest)
         else:
-            yield from ((row, text, None) for row, text in _text_rows(path, kind[1], unit))
+            yield from ((row, text, None) for row, text in text_rows(path, kind[1], unit))
 
 
 def column_names(path: Path) -> list[str]:
@@ -128,7 +131,7 @@ def column_names(path: Path) -> list[str]:
                     f"{path}: not a sound parquet file ({first_line(error)}); fetch or write it again"
                 ) from error
         if kind is not None and kind[0] == ".jsonl":
-            first = next((line for _, line in _lines(path, kind[1]) if line.strip()), "{}")
+            first = next((line for _, line in _lines(path, kind[1], LONGEST) if line.strip()), "{}")
             try:
                 record = json.loads(first)
             except (ValueError, RecursionError):
@@ -141,6 +144,8 @@ def column_names(path: Path) -> list[str]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except MemoryError as error:
+        raise LTMError(f"{path}: takes more memory than there is; compress it with a smaller window") from error
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "errno", None) is None:  # gzip and bz2 report damage as an OSError without a number
             raise LTMError(
@@ -150,80 +155,27 @@ def _reading(path: Path) -> Iterator[None]:
         raise LTMError(f"{path}: cannot be read ({first_line(error)}); check the path and its permissions") from error
 
 
-def _open(path: Path, compression: str) -> io.BufferedIOBase:
-    if compression == ".gz":
-        return gzip.open(path, "rb")
-    if compression == ".bz2":
-        return bz2.open(path, "rb")
-    if compression == ".xz":
-        return lzma.open(path, "rb")
-    if compression == ".zst":
-        return io.BufferedReader(ZstdReader(path), 1 << 17)
-    return path.open("rb")
-
-
-def _lines(path: Path, compression: str) -> Iterator[tuple[int, str]]:
-    r"""(number, decoded line with its end) of a UTF-8 file; only ``\n`` ends a line here."""
+def _lines(path: Path, compression: str, longest: int) -> Iterator[tuple[int, str]]:
+    r"""(number, decoded line with its end) of a UTF-8 file of lines of at most so many bytes."""
     offset = 0
-    with _open(path, compression) as stream:
-        for number, raw in enumerate(stream, 1):
-            body = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            try:
-                yield number, body.decode("utf-8")
-            except UnicodeDecodeError as error:
-                at = offset + len(raw) - len(body) + error.start
-                utf16 = number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-                guess = "utf-16" if utf16 else "latin1"
+    with open_stream(path, compression) as stream:
+        for number in count(1):
+            raw = stream.readline(longest + 1)
+            if not raw:
+                return
+            if len(raw) > longest:
                 raise LTMError(
-                    f"{path}, line {number}, byte {at}: not UTF-8 (byte 0x{body[error.start]:02x}); "
-                    f"convert it, for example with `iconv -f {guess} -t utf-8`"
-                ) from error
+                    f"{path}, line {number}: the line has more than {longest:,} bytes, and .jsonl is read by whole "
+                    "lines; raise data.max_document_mb, or break the document up"
+                )
+            yield number, decoded(raw, path, number, offset)
             offset += len(raw)
 
 
-def _text_rows(path: Path, compression: str, unit: TextUnit) -> Iterator[tuple[int, str]]:
-    if unit == "auto":
-        unit = _guess_unit(path, compression)
-    if unit == "file":
-        yield 1, "".join(_unix(line) for _, line in _lines(path, compression))
-        return
-    block: list[str] = []
-    first = 1
-    for number, line in _lines(path, compression):
-        for part in _unix(line).removesuffix("\n").split("\n"):
-            if unit == "line":
-                yield number, part
-            elif part.strip():
-                first = first if block else number
-                block.append(part)
-            elif block:
-                yield first, "\n".join(block)
-                block = []
-    if block:
-        yield first, "\n".join(block)
-
-
-def _guess_unit(path: Path, compression: str) -> TextUnit:
-    seen, text = 0, False
-    for _, line in _lines(path, compression):
-        for part in _unix(line).removesuffix("\n").split("\n"):
-            if text and not part.strip():
-                return "block"
-            text = text or bool(part.strip())
-        seen += len(line)
-        if seen > _PEEK:
-            break
-    return "line"
-
-
-def _unix(line: str) -> str:
-    return line.replace("\r\n", "\n").replace("\r", "\n") if "\r" in line else line
-
-
 def _json_rows(
-    path: Path, compression: str, column: str, label_column: str | None
+    path: Path, compression: str, column: str, label_column: str | None, longest: int
 ) -> Iterator[tuple[int, str, str | None]]:
-    for number, line in _lines(path, compression):
+    for number, line in _lines(path, compression, longest):
         if not line.strip():
             continue
         try:
@@ -246,7 +198,8 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
     parquet = optional_import("pyarrow.parquet", f"{path}: reading .parquet")
     arrow_error = optional_import("pyarrow", f"{path}: reading .parquet").ArrowException
     try:
-        with parquet.ParquetFile(path) as file:
+        # Neither all row groups nor the whole of one are fetched before they are asked for.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             columns = columns_of(column)
             for name in columns:
                 if name not in file.schema_arrow.names:
@@ -255,7 +208,8 @@ def _parquet_rows(path: Path, column: str, label_column: str | None) -> Iterator
                 raise LTMError(missing_column(str(path), label_column, file.schema_arrow.names, "label_column"))
             row = 0
             wanted = columns if label_column is None else list(dict.fromkeys([*columns, label_column]))
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
+            groups = range(file.num_row_groups)
+            for batch in (b for g in groups for b in file.iter_batches(64, row_groups=[g], columns=wanted)):
                 for record in batch.to_pylist():
                     row += 1
                     where = f"{path}, row {row}"

@@ -14,6 +14,7 @@ from ltm_pyro.data.files import first_line, missing_column, optional_import
 from ltm_pyro.data.labels import as_label
 from ltm_pyro.data.tokenizer import well_formed
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import exists, local_path
 
 __all__ = ["HubCorpus"]
 
@@ -67,8 +68,9 @@ class HubCorpus:
         if not body:
             raise LTMError(f"{self.source}: no data set named; write hf:name, hf:owner/name or hf:owner/name/config")
         column = column or self.column or "text"
-        if Path(body).expanduser().is_dir():
-            return str(Path(body).expanduser()), None, column
+        folder = local_path(body)
+        if exists(folder) and folder.is_dir():
+            return str(folder), None, column
         pieces = body.split("/")
         if len(pieces) > 3 or not all(pieces):
             raise LTMError(f"{self.source}: expected hf:owner/name[/config][:column], or an existing local folder")

@@ -11,10 +11,14 @@ import numpy.typing as npt
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["UNKNOWN", "as_label", "in_natural_order", "renumbering"]
+__all__ = ["LABEL_RECORD", "UNKNOWN", "as_label", "in_natural_order", "renumbering"]
 
 UNKNOWN = -1
 """The number of a class that is not known."""
+
+LABEL_RECORD = np.dtype([("class", "<i4"), ("draw", "<f8")])
+"""A document's class, -1 where it is unknown, and a number in [0, 1) made from its text: a share of the classes is kept
+by it, so that another share needs no other shard."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,100}")
 

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["Sampler"]
+__all__ = ["BatchSampler", "Sampler", "permutation"]
+
+
+@runtime_checkable
+class BatchSampler(Protocol):
+    """What trainers ask of a sampler: endless batches of indices, the same on every rank, and where it stands.
+
+    Attributes: ``epoch``, from 0, is that of the next batch.
+    """
+
+    epoch: int
+
+    @property
+    def progress(self) -> float:
+        """Epochs gone through."""
+
+    def __next__(self) -> list[int]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins, fit for JSON."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where the state was taken."""
 
 
 class Sampler:
@@ -40,7 +63,7 @@ class Sampler:
         self.seed = seed
         self.epoch = 0
         self._position = 0  # sequences of this epoch already given out
-        self._order = _permutation(num_sequences, seed, 0)
+        self._order = permutation(num_sequences, seed, 0)
 
     def __iter__(self) -> Iterator[list[int]]:
         return self
@@ -50,7 +73,7 @@ class Sampler:
         while len(batch) < self.batch_size:
             if self._position == self.num_sequences:
                 self.epoch, self._position = self.epoch + 1, 0
-                self._order = _permutation(self.num_sequences, self.seed, self.epoch)
+                self._order = permutation(self.num_sequences, self.seed, self.epoch)
             part = self._order[self._position : self._position + self.batch_size - len(batch)]
             batch += part.tolist()
             self._position += len(part)
@@ -89,10 +112,11 @@ class Sampler:
                 "from an earlier checkpoint"
             )
         self.epoch, self._position = epoch, position
-        self._order = _permutation(self.num_sequences, self.seed, self.epoch)
+        self._order = permutation(self.num_sequences, self.seed, self.epoch)
 
 
-def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
+    """An order of the numbers below ``count`` that is a function of the key alone, for good."""
     # Raw Philox output is fixed for good by numpy's compatibility policy; `Generator.permutation` is not.
-    keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(count)
+    keys = np.random.Philox(np.random.SeedSequence(list(key))).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)

@@ -14,6 +14,7 @@ import torch
 
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.data.labels import UNKNOWN, renumbering
+from ltm_pyro.data.sampler import Sampler
 from ltm_pyro.data.shards import Shard
 from ltm_pyro.errors import LTMError
 
@@ -38,6 +39,7 @@ class SequenceDataset:
         class_names: the names behind the numbers of ``labels``; None is the shard's own. A document whose class
             has another name is unlabelled.
         labelled_fraction: share of the documents that keep their label, chosen by a hash of their text.
+        before: the token before the shard's first, where the shard begins inside a document; None is end-of-text.
 
     Raises:
         LTMError: the length is not positive, the layout unknown or the share outside [0, 1].
@@ -51,6 +53,7 @@ class SequenceDataset:
         *,
         class_names: Sequence[str] | None = None,
         labelled_fraction: float = 1.0,
+        before: int | None = None,
     ) -> None:
         if sequence_length < 1:
             raise LTMError(f"sequence_length={sequence_length}: expected at least 1")
@@ -59,6 +62,7 @@ class SequenceDataset:
         self.shard = shard
         self.layout: Layout = layout
         self.sequence_length = sequence_length
+        self._before = shard.manifest.end_of_text if before is None else before
         if layout == "packed":
             starts = np.arange(0, self.num_tokens, sequence_length, dtype=np.int64)
         elif layout == "documents":
@@ -120,7 +124,7 @@ class SequenceDataset:
         begins, ends = self._bounds[chosen], self._bounds[chosen + 1]
         lengths = ends - begins
         tokens = np.full((len(chosen), int(lengths.max())), self.end_of_text, dtype=np.int64)
-        start = np.full(len(chosen), self.end_of_text, dtype=np.int64)
+        start = np.full(len(chosen), self._before, dtype=np.int64)
         for row, (begin, length) in enumerate(zip(begins.tolist(), lengths.tolist(), strict=True)):
             tokens[row, :length] = self.shard.tokens[begin : begin + length]
             if begin > 0:  # the token before a document's first is the end-of-text of the document before
@@ -130,6 +134,10 @@ class SequenceDataset:
             first, last = (np.searchsorted(self.shard.offsets, at, side="right") - 1 for at in (begins, ends - 1))
             labels = torch.from_numpy(self._labels[np.where(first == last, first, -1)])
         return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(start), labels=labels)
+
+    def sampler(self, batch_size: int, seed: int = 0) -> Sampler:
+        """Endless shuffled batches of indices for `batch`."""
+        return Sampler(len(self), batch_size, seed)
 
     def batches(self, indices: Sequence[int], size: int) -> Iterator[TokenBatch]:
         """The chosen sequences in order, ``size`` at a time; the last batch may be smaller."""

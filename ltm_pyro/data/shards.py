@@ -8,9 +8,9 @@ end-of-text token), ``documents.bin`` (little-endian int64: where each document 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ltm_pyro.data.cache import cached_folder, default_cache_dir, hashed_file
-from ltm_pyro.data.corpora import Corpus, Document, digest_of, empty_corpus, file_digest, uniform_of
-from ltm_pyro.data.labels import UNKNOWN, in_natural_order, renumbering
+from ltm_pyro.data.chunks import ChunkStore, token_type
+from ltm_pyro.data.corpora import Corpus, digest_of, empty_corpus, file_digest
+from ltm_pyro.data.labels import LABEL_RECORD
+from ltm_pyro.data.locks import FileLock
+from ltm_pyro.data.prepare import Progress, join, prepare_chunks
 from ltm_pyro.data.tokenizer import Tokenizer
 from ltm_pyro.errors import LTMError
 
 __all__ = ["LABEL_RECORD", "Manifest", "Shard", "shard_of", "tokenize_corpus"]
 
 _FORMAT = 1
-_BATCH_DOCUMENTS = 1024
-_BATCH_CHARACTERS = 1_000_000
-
-LABEL_RECORD = np.dtype([("class", "<i4"), ("draw", "<f8")])
-"""A document's class, -1 where it is unknown, and a number in [0, 1) made from its text: a share of the classes is kept
-by it, so that another share needs no other shard."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,14 @@ class Shard:
         offsets: (documents + 1,) where each document begins in ``tokens``; the last entry is their number.
         manifest: counts and identities.
         labels: (documents,) of `LABEL_RECORD`; None where no document has a class.
+        folder: where it lies; None for one in memory.
     """
 
     tokens: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
     manifest: Manifest
     labels: npt.NDArray[Any] | None = None
+    folder: Path | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Shard:
@@ -93,101 +92,94 @@ class Shard:
             ):
                 if expected is not None and file_digest(folder / f"{name}.bin") != expected:
                     raise ValueError(f"{name}.bin has changed since it was written")
+            if manifest.dtype not in ("<u2", "<u4"):
+                raise ValueError(f"its tokens are of type {manifest.dtype}")
             tokens = np.memmap(folder / "tokens.bin", dtype=manifest.dtype, mode="r")
             offsets = np.fromfile(folder / "documents.bin", dtype="<i8").astype(np.int64, copy=False)
             if (len(tokens), len(offsets)) != (manifest.num_tokens, manifest.num_documents + 1):
                 raise ValueError("the counts in manifest.json are not those of the files")
+            if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
+                raise ValueError("its documents are not one after another")
+            if int(tokens.max()) >= manifest.vocab_size:
+                raise ValueError("a token is not in the vocabulary")
             labels = np.fromfile(folder / "labels.bin", dtype=LABEL_RECORD) if manifest.classes else None
             if labels is not None and (
                 len(labels) != manifest.num_documents or labels["class"].max() >= len(manifest.classes)
             ):
                 raise ValueError("labels.bin is not that of the manifest's documents and classes")
+            if len(tokens) and (largest := int(tokens.max())) >= manifest.vocab_size:
+                raise ValueError(f"tokens.bin has the id {largest}, the vocabulary ends at {manifest.vocab_size - 1}")
         except (OSError, ValueError, TypeError, LTMError) as error:
             raise LTMError(f"{folder}: not a sound token shard ({error}); delete it and run again") from error
-        return cls(tokens, offsets, manifest, labels)
+        return cls(tokens, offsets, manifest, labels, folder)
 
 
-def shard_of(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path | None = None) -> Shard:
+def shard_of(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    cache_dir: Path | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Shard:
     """The corpus as a shard: from the cache if the same content lies there unharmed, else tokenised anew.
 
-    The key is the corpus's fingerprint, the tokenizer's digest and the format.
+    The key is the corpus's fingerprint, the tokenizer's digest and the format. What a killed process has tokenised is
+    not tokenised again (`prepare_chunks`, whose the other arguments are).
 
     Raises:
         LTMError: the corpus has no documents, cannot be read, or the cache folder cannot be written.
     """
     key = digest_of([str(_FORMAT), corpus.fingerprint(), tokenizer.digest])[:32]
     root = default_cache_dir() if cache_dir is None else cache_dir
-    return cached_folder(root / "shards" / key, partial(tokenize_corpus, corpus, tokenizer), Shard.open)
+    shard, chunks = root / "shards" / key, root / "chunks" / key
+    if shard.exists():
+        with suppress(LTMError):  # damaged: made again below
+            return Shard.open(shard)
+    with FileLock(
+        root / "chunks" / f"{key}.lock"
+    ) as lock:  # of several processes one works, and the others wait for it
+
+        def build(folder: Path) -> None:
+            tokenize_corpus(
+                corpus, tokenizer, folder, ChunkStore(chunks), workers=workers, progress=progress, lock=lock
+            )
+
+        opened = cached_folder(shard, build, Shard.open)
+        shutil.rmtree(chunks, ignore_errors=True)
+        return opened
 
 
-def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Manifest:
-    """Writes a corpus as a shard into an existing folder, holding one batch of texts in memory at a time.
+def tokenize_corpus(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    store: ChunkStore,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    lock: FileLock | None = None,
+) -> Manifest:
+    """Writes a corpus as a shard into an existing folder, by way of token chunks (`prepare_chunks`).
 
     Raises:
         LTMError: the corpus has no documents, or cannot be read.
     """
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    end, count, position = [tokenizer.end_of_text], 0, 0
-    names: dict[str, int] = {}  # the classes in the order in which they were met
-    labels: list[npt.NDArray[Any]] = []
-    with hashed_file(folder / "tokens.bin") as tokens, hashed_file(folder / "documents.bin") as documents:
-        documents.write(np.zeros(1, "<i8").tobytes())
-        for batch in _batches(corpus):
-            encoded = [np.array(ids + end, dtype) for ids in tokenizer.encode_batch([d.text for d in batch])]
-            tokens.write(b"".join(ids.tobytes() for ids in encoded))
-            ends = position + np.cumsum([len(ids) for ids in encoded])
-            documents.write(ends.astype("<i8").tobytes())
-            count, position = count + len(encoded), int(ends[-1])
-            labels.append(np.array([_label_record(d, names) for d in batch], LABEL_RECORD))
-    if count == 0:
+    prepare_chunks(store, corpus, tokenizer, workers=workers, progress=progress, lock=lock)
+    written = join(store, folder)
+    if written.num_documents == 0:
         raise empty_corpus(corpus)
-    classes = in_natural_order(names)
     manifest = Manifest(
         format=_FORMAT,
-        dtype=dtype.str,
-        num_tokens=position,
-        num_documents=count,
+        dtype=token_type(tokenizer).str,
         end_of_text=tokenizer.end_of_text,
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer.digest,
         source=corpus.fingerprint(),
         name=corpus.name,
-        tokens_sha256=tokens.digest,
-        documents_sha256=documents.digest,
-        classes=classes,
-        labels_sha256=_write_labels(folder, np.concatenate(labels), renumbering(list(names), classes))
-        if names
-        else None,
+        **asdict(written),
     )
     content = {key: value for key, value in asdict(manifest).items() if value is not None and value != ()}
     with hashed_file(folder / "manifest.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     return manifest
-
-
-def _label_record(document: Document, names: dict[str, int]) -> tuple[int, float]:
-    """A document's `LABEL_RECORD`; a class that is new in ``names`` is added there."""
-    if document.label is None:
-        return UNKNOWN, 0.0
-    return names.setdefault(document.label, len(names)), uniform_of(document.text, "labels")
-
-
-def _write_labels(folder: Path, labels: npt.NDArray[Any], new_numbers: npt.NDArray[np.int64]) -> str:
-    """Writes the documents' classes under their new numbers; returns the digest."""
-    labels["class"] = new_numbers[labels["class"]]
-    with hashed_file(folder / "labels.bin") as file:
-        file.write(labels.tobytes())
-    return file.digest
-
-
-def _batches(corpus: Corpus) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in corpus.documents():
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast, get_args
 
 from ltm_pyro.data.corpora import (
@@ -10,15 +9,19 @@ from ltm_pyro.data.corpora import (
     Corpus,
     FablesCorpus,
     FileCorpus,
+    Head,
     HeldOut,
     Limited,
     Split,
 )
-from ltm_pyro.data.files import TextUnit
+from ltm_pyro.data.files import LONGEST, TextUnit
 from ltm_pyro.data.hub import HubCorpus
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import local_path
 
 __all__ = ["open_corpus", "split_corpus"]
+
+_HEAD_CHARACTERS = 64_000_000
 
 
 def open_corpus(
@@ -31,6 +34,7 @@ def open_corpus(
     seed: int = 0,
     streaming: bool = False,
     label_column: str | None = None,
+    max_document_mb: int = LONGEST // 1_000_000,
 ) -> Corpus:
     """The corpus that a SOURCE string names.
 
@@ -41,8 +45,10 @@ def open_corpus(
         text_unit: what a document is in a .txt file (`FileCorpus`).
         documents: how many documents; None is all of them, for fables 5 000 (validation: 250).
         seed: of the fables' generator.
-        streaming: read a hub data set without keeping a copy of it.
+        streaming: read a hub data set without keeping a copy of it, and know local files by their names, sizes and
+            dates, without reading them first.
         label_column: the field that holds a document's class, for fables a plan variable; None gives no classes.
+        max_document_mb: megabytes of the longest line of .jsonl.
 
     Raises:
         LTMError: the source cannot be what it says, or has no such classes.
@@ -58,7 +64,14 @@ def open_corpus(
     elif not source:
         raise LTMError("the data source is empty; give `fables`, a file or folder, or `hf:name`")
     else:
-        corpus = FileCorpus(Path(source).expanduser(), column or "text", _text_unit(text_unit), label_column)
+        corpus = FileCorpus(
+            local_path(source),
+            column or "text",
+            _text_unit(text_unit),
+            label_column,
+            longest=1_000_000 * max_document_mb,
+            hashed=not streaming,
+        )
     return corpus if documents is None else Limited(corpus, documents)
 
 
@@ -73,13 +86,15 @@ def split_corpus(
     seed: int = 0,
     streaming: bool = False,
     label_column: str | None = None,
+    max_document_mb: int = LONGEST // 1_000_000,
 ) -> tuple[Corpus, Corpus]:
     """(training, validation) corpora of a source.
 
     Validation is the ``validation`` source where there is one; the generator's own split for fables
     (``fraction`` of the training count); a hub data set's own validation split; otherwise the documents whose
-    hash falls below ``fraction`` (`HeldOut`). ``documents`` bounds the training source (before documents are
-    held out of it).
+    hash falls below ``fraction`` (`HeldOut`); of a stream, those among its first 64 million characters, while all such
+    documents are left out of the training. ``documents`` bounds the training source (before documents are held out of
+    it).
 
     Raises:
         LTMError: as `open_corpus`, or a fraction outside (0, 1), or both sources the same.
@@ -95,6 +110,7 @@ def split_corpus(
             seed=seed,
             streaming=streaming,
             label_column=label_column,
+            max_document_mb=max_document_mb,
         )
 
     train = opened(source, "train", documents)
@@ -115,7 +131,8 @@ def split_corpus(
         own = HubCorpus(source, column, "validation", streaming, label_column)
         if own.has_validation:
             return train, own
-    return HeldOut(train, fraction, "train"), HeldOut(train, fraction, "validation")
+    whole = Head(train, _HEAD_CHARACTERS) if streaming else train
+    return HeldOut(train, fraction, "train"), HeldOut(whole, fraction, "validation")
 
 
 def _text_unit(text_unit: str) -> TextUnit:

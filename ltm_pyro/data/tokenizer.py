@@ -9,13 +9,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltm_pyro.data.cutting import may_be_cut
 from ltm_pyro.data.files import first_line, optional_import
+from ltm_pyro.data.tokenizer_file import check_gpt2, check_tokenizer, read_tokenizer, refused_by_the_library
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import exists, local_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -95,22 +99,21 @@ class Tokenizer:
     def load(cls, path_or_name: str | Path) -> Tokenizer:
         """Loads a file, a folder, or, where no such path exists, the hub model of that name.
 
-        A file is a ``tokenizer.json``; a folder holds one, or GPT-2's ``vocab.json`` and ``merges.txt``.
+        A file is a ``tokenizer.json``; a folder holds one, or GPT-2's ``vocab.json`` and ``merges.txt``. Neither is
+        trusted (`ltm_pyro.data.tokenizer_file`).
 
         Raises:
             LTMError: nothing is there, or it is no sound tokenizer.
         """
         _import()
-        path = Path(path_or_name).expanduser()
-        if path.is_dir():
+        path = local_path(path_or_name)
+        if exists(path) and path.is_dir():
             path = _inside(path)
-        if not path.exists():
+        if not exists(path):
             return cls._from_hub(str(path_or_name))
-        from tokenizers import Tokenizer as Backend
-
         try:
-            backend = _gpt2(path) if path.is_dir() else Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+            backend = _gpt2(path) if path.is_dir() else read_tokenizer(path)
+        except (LTMError, OSError) as error:
             raise LTMError(f"{path}: not a sound tokenizer ({first_line(error)}); fetch or write it again") from error
         try:
             return cls(backend)
@@ -127,24 +130,39 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         try:
-            return cls(Backend.from_pretrained(name))
+            with refused_by_the_library():  # every failure of the hub client comes as its own class, too
+                backend = Backend.from_pretrained(name)
         except LTMError as error:
-            raise LTMError(f"{name}: {error}") from error
-        except Exception as error:  # every failure of the hub client comes as its own class
             raise LTMError(
                 f"{name}: no such file, and no tokenizer of that name could be had from the hub "
                 f"({first_line(error)}); check the name and the connection, or give a local tokenizer.json"
             ) from error
+        try:
+            check_tokenizer(json.loads(backend.to_str()))
+            return cls(backend)
+        except LTMError as error:
+            raise LTMError(f"{name}: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text, with no special token added."""
-        ids: list[int] = self._backend.encode(well_formed(text), add_special_tokens=False).ids
-        return ids
+        """The ids of one text, with no special token added.
+
+        Raises:
+            LTMError: the tokenizer has no way to write it.
+        """
+        with self._answers():
+            ids: list[int] = self._backend.encode(well_formed(text), add_special_tokens=False).ids
+            return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         clean = [well_formed(text) for text in texts]
-        return [e.ids for e in self._backend.encode_batch_fast(clean, add_special_tokens=False)]
+        with self._answers():
+            return [e.ids for e in self._backend.encode_batch_fast(clean, add_special_tokens=False)]
+
+    @cached_property
+    def cuts_texts(self) -> bool:
+        """Whether a text may be cut into parts (`ltm_pyro.data.cutting.cut`) that are encoded one by one."""
+        return may_be_cut(self._content)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; special tokens are left out and broken characters become U+FFFD.
@@ -155,8 +173,18 @@ class Tokenizer:
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
             raise LTMError(f"token id {wrong}: expected 0 … {self.vocab_size - 1}; is this another run's tokenizer?")
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
-        return text
+        with self._answers():
+            text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+            return text
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Inside, what the library refuses is an `LTMError` that says whose tokenizer it is."""
+        try:
+            with refused_by_the_library():
+                yield
+        except LTMError as error:
+            raise LTMError(f"the tokenizer cannot do this ({error}); use one that is byte-level") from error
 
     @cached_property
     def vocab_size(self) -> int:
@@ -188,8 +216,12 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the tokenizer's content: the same wherever it was loaded from."""
-        content = json.loads(self._backend.to_str())
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self._backend.to_str())
+        return content
 
     def save(self, path: str | Path) -> None:
         """Writes a ``tokenizer.json`` for `load`; a kill leaves the old file or the new one, never half."""
@@ -245,7 +277,9 @@ def _gpt2(folder: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
 
-    backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    check_gpt2(folder)
+    with refused_by_the_library():
+        backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if backend.token_to_id(END_OF_TEXT) is not None:

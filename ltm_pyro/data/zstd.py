@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ZstdReader"]
 
-_CHUNK = 1 << 17
+# Four bytes may stand for 128 KiB, so this is what bounds the memory that a hostile file can take: 32 MiB.
+_CHUNK = 1 << 10
 
 
 class ZstdReader(io.RawIOBase):
@@ -32,7 +33,7 @@ class ZstdReader(io.RawIOBase):
         self._new: Any = zstandard.ZstdDecompressor().decompressobj
         self._error = zstandard.ZstdError
         self._frame: Any = None  # the frame being read; None between frames
-        self._ready = b""
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         """Always: this is a stream for reading."""
@@ -59,7 +60,7 @@ class ZstdReader(io.RawIOBase):
         if self._frame is None or self._frame.eof:
             self._frame = self._new()
         try:
-            self._ready = self._frame.decompress(chunk)
+            self._ready = memoryview(self._frame.decompress(chunk))
         except self._error as error:
             raise EOFError(str(error)) from error
         return True

@@ -30,15 +30,17 @@ class Part:
         batch: B prompts.
         draws: texts of each.
         places: which of all the prompts these are.
+        first: number of the first text of each.
     """
 
     batch: TokenBatch
     draws: Sequence[int]
     places: Sequence[int]
+    first: int = 0
 
     def to(self, device: torch.device) -> Part:
         """The same part elsewhere."""
-        return Part(self.batch.to(device), self.draws, self.places)
+        return Part(self.batch.to(device), self.draws, self.places, self.first)
 
     @property
     def prompt(self) -> Int[Tensor, " row"]:
@@ -49,7 +51,7 @@ class Part:
     @property
     def draw(self) -> Int[Tensor, " row"]:
         """(R,) which of its prompt's texts each row is."""
-        return torch.cat([torch.arange(count, device=self.batch.device) for count in self.draws])
+        return self.first + torch.cat([torch.arange(count, device=self.batch.device) for count in self.draws])
 
     @property
     def keys(self) -> Int[Tensor, " row"]:
@@ -65,6 +67,7 @@ class Prompts:
         start: the token before the first, of all prompts or of each.
         num: texts of each.
         progress: told how many texts are done after each part.
+        first: number of the first text of each.
 
     Raises:
         LTMError: there is not one start token for each.
@@ -76,11 +79,13 @@ class Prompts:
         start: int | Sequence[int],
         num: int,
         progress: Callable[[int], None] | None = None,
+        first: int = 0,
     ):
         starts = [start] * len(prompts) if isinstance(start, int) else list(start)
         if len(starts) != len(prompts):
             raise LTMError(f"{len(prompts)} prompts need one start token for each, got {len(starts)}")
         self.num = num
+        self.first = first
         self.progress = progress
         counts: dict[tuple[int, ...], int] = {}
         self._first: list[tuple[tuple[int, ...], int]] = []  # the prompt and its first draw, for each one given
@@ -105,7 +110,7 @@ class Prompts:
                 end += 1
             chosen = self._different[at:end]
             batch = TokenBatch.from_lists([key[1:] for key in chosen], [key[0] for key in chosen])
-            yield Part(batch, self._counts[at:end], range(at, end))
+            yield Part(batch, self._counts[at:end], range(at, end), self.first)
             at = end
 
     def keep(self, part: Part, texts: Sequence[list[int]]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ltm_pyro.config import Settings
 from ltm_pyro.data import SequenceDataset, Tokenizer, build_evaluation_data, shard_of, split_corpus
 from ltm_pyro.data.build import choose_layout
+from ltm_pyro.data.cache import known_cache
 from ltm_pyro.data.fables import log_prob
 from ltm_pyro.errors import LTMError
 
@@ -53,7 +53,7 @@ def validation_data(
             text_unit=data.text_unit,
             seed=seed,
             streaming=data.streaming,
-            cache_dir=data.cache_dir,
+            cache_dir=known_cache(data.cache_dir),
             label_column=label_column,
             class_names=class_names,
         )
@@ -67,9 +67,10 @@ def validation_data(
         seed=seed,
         streaming=data.streaming,
         label_column=data.label_column,
+        max_document_mb=data.max_document_mb,
     )
-    cache = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
-    return SequenceDataset(shard_of(corpus, tokenizer, cache), layout, data.sequence_length, class_names=class_names)
+    shard = shard_of(corpus, tokenizer, known_cache(data.cache_dir))
+    return SequenceDataset(shard, layout, data.sequence_length, class_names=class_names)
 
 
 def generator_entropy(data: SequenceDataset, indices: Sequence[int], tokenizer: Tokenizer) -> float | None:

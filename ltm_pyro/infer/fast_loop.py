@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pyro.infer import ELBO
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from ltm_pyro.decoder.transformer import Stem
 from ltm_pyro.guides.base import Guide, LocalParams
 from ltm_pyro.infer.captured import CapturedStep
 from ltm_pyro.infer.convergence import Convergence
+from ltm_pyro.infer.divergence import restarted
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.posterior import autocasting
@@ -48,11 +49,16 @@ class Objective(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Fitted local parameters, what the steps behind them ran on, and where the loop's noise began in each stream."""
+    """Fitted local parameters, what the steps behind them ran on, and where the loop's noise began in each stream.
+
+    ``diverged`` (B,) are the sequences whose loop led to NaN or infinity: they stand where they started. None where
+    nothing was fitted.
+    """
 
     local: LocalParams
     steps: tuple[FastStep, ...]
     first_draw: int
+    diverged: Bool[Tensor, " batch"] | None = None
 
 
 @dataclass
@@ -122,7 +128,7 @@ class FastLoop:
             return Fit({name: value.detach() for name, value in local.items()}, (), first_draw)
         if objective is not None and objective.starts is not None:
             local = objective.starts.start(batch.keys, local)
-        local = {name: value.detach().clone().requires_grad_() for name, value in local.items()}
+        start, local = local, {name: value.detach().clone().requires_grad_() for name, value in local.items()}
         stem = None
         if not weights:
             with torch.no_grad(), autocasting(batch.device, self.autocast):
@@ -183,7 +189,8 @@ class FastLoop:
                 watch.cut(rows)
         if captured is not None:
             captured.end()
-        return Fit(_kept(ended, places, now.local), tuple(taken), first_draw)
+        fitted, diverged = restarted(_kept(ended, places, now.local), start)
+        return Fit(fitted, tuple(taken), first_draw, diverged)
 
     def _step_alike(self, now: _Fitted, objective: Objective | None) -> None:
         """A fast step that nothing but its noise and its rate tells from the next one; what a CUDA graph captures."""

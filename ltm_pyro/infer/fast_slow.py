@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.infer import ELBO
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from ltm_pyro.decoder.linear import held
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides.base import Guide
 from ltm_pyro.infer.constant import constant
+from ltm_pyro.infer.divergence import without
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_loop import FastLoop, Fit, Objective
@@ -43,6 +44,10 @@ class StepInfo:
             a semi-amortised guide's encoder starts from where the fast loop ends); None where there is no such thing.
         posteriors: those of the micro-batches; they were fitted under the weights before the update, and score under
             the model's present ones.
+        diverged: (B,) sequences whose fast loop led to NaN or infinity; they stand where they started and have no share
+            in the slow gradient. None where nothing was fitted.
+        skipped: whether the slow update was left out, because the loss or its gradient is not finite or every sequence
+            diverged.
     """
 
     loss: Float[Tensor, ""]
@@ -52,6 +57,8 @@ class StepInfo:
     gradient_norm: Float[Tensor, ""]
     posteriors: Sequence[Posterior]
     guide_loss: Float[Tensor, ""] | None = None
+    diverged: Bool[Tensor, " batch"] | None = None
+    skipped: bool = False
 
 
 class FastSlowSVI:
@@ -186,19 +193,24 @@ class FastSlowSVI:
             guide_losses += [] if guide_loss is None else [guide_loss]
             terms.append(part_terms)
             posteriors.append(posterior)
+        diverged = [posterior.diverged for posterior in posteriors if posterior.diverged is not None]
+        loss, lost = torch.stack(losses).sum(), torch.cat(diverged) if diverged else None
+        fitted = None if lost is None else (~lost).sum()
+        update = slow_update(self.slow, loss, taught=fitted, clip_norm=self.clip_norm, ranks=self.ranks)
         if self.starts is not None and self.guide.refined:
             for posterior in posteriors:  # not before, so that a text that stands in two parts starts alike in both
                 self.starts.store(posterior.batch.keys, posterior.local)
-        norm = slow_update(self.slow, clip_norm=self.clip_norm, ranks=self.ranks)
         known = [t for t in terms if t is not None]
         return StepInfo(
-            loss=torch.stack(losses).sum(),
+            loss=loss,
             terms=ELBOTerms.cat(known) if len(known) == len(terms) else None,
             num_scored=batch.num_scored,
             total=total,
-            gradient_norm=norm,
+            gradient_norm=update.norm,
             posteriors=posteriors,
             guide_loss=torch.stack(guide_losses).sum() if guide_losses else None,
+            diverged=lost,
+            skipped=update.skipped,
         )
 
     def _accumulate(
@@ -225,9 +237,9 @@ class FastSlowSVI:
             attached = self.guide.attached(batch, fit.local)
             guide_loss = self.guide.slow_loss(batch, fit.local)
         loss, terms = self._loop.evaluate(batch, attached, generator, None)
-        taught = loss if terms is None else objective.loss(terms).sum()
+        taught = loss if terms is None else without(fit.diverged, objective.loss(terms)).sum()
         if guide_loss is not None:
-            guide_loss = guide_loss.sum() / total
+            guide_loss = without(fit.diverged, guide_loss).sum() / total
         (taught / total + (0.0 if guide_loss is None else guide_loss)).backward()
         posterior = self._posterior(batch, fit, seed)
         return (
@@ -239,7 +251,7 @@ class FastSlowSVI:
 
     def _posterior(self, batch: TokenBatch, fit: Fit, seed: int) -> Posterior:
         taken = len(fit.steps)
-        return Posterior(self.model, self.guide, batch, fit.local, seed, taken, self.autocast, fit.steps)
+        return Posterior(self.model, self.guide, batch, fit.local, seed, taken, self.autocast, fit.steps, fit.diverged)
 
     @property
     def _loop(self) -> FastLoop:

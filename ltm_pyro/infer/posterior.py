@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -48,6 +48,8 @@ class Posterior:
         steps_taken: fast steps behind ``local``, of the sequence that took the most.
         autocast: type of the decoder's products, None for their own.
         fast_steps: what each of the steps taken ran on (not saved).
+        diverged: (B,) sequences whose fast loop led to NaN or infinity, so that ``local`` has where they started (not
+            saved); None where nothing was fitted.
     """
 
     model: LatentThoughtModel
@@ -58,6 +60,7 @@ class Posterior:
     steps_taken: int
     autocast: torch.dtype | None = None
     fast_steps: tuple[FastStep, ...] = ()
+    diverged: Bool[Tensor, " batch"] | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -120,7 +123,10 @@ class Posterior:
     def to(self, device: torch.device | str) -> Posterior:
         """The same posterior with its tensors elsewhere; drawing and scoring need the model on that device too."""
         moved = replace(
-            self, batch=self.batch.to(device), local={name: value.to(device) for name, value in self.local.items()}
+            self,
+            batch=self.batch.to(device),
+            local={name: value.to(device) for name, value in self.local.items()},
+            diverged=None if self.diverged is None else self.diverged.to(device),
         )
         if "terms" in self.__dict__:
             terms = ELBOTerms(self.terms.log_likelihood.to(device), self.terms.kl.to(device))

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.guides.base import LocalParams
+from ltm_pyro.untrusted import read_bytes, read_json, refuse_link
 
 __all__ = ["PosteriorTable"]
 
 _FORMAT = 1
+_WIDEST = 1 << 28  # entries of a row
 
 
 class PosteriorTable:
@@ -42,10 +44,16 @@ class PosteriorTable:
         self._untold: set[int] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error, "or choose another folder") from error
+        try:
+            links = [place for place in (self.folder, *self.folder.iterdir()) if place.is_symlink()]
             self._layout = self._read_layout()
             self._rows_of = self._read_keys()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, LTMError) as error:
             raise LTMError(f"{self.folder} is no table of posteriors ({error}): delete it and run again") from error
+        for place in links:
+            refuse_link(place)
 
     def __len__(self) -> int:
         return len(self._rows_of.keys() | self._unwritten.keys())
@@ -67,12 +75,13 @@ class PosteriorTable:
         }
 
     def store(self, keys: Int[Tensor, " batch"], local: LocalParams) -> None:
-        """Remembers fitted values; those of a sequence that was stored before are replaced."""
+        """Remembers fitted values in place of those stored before; what is not finite is no start, and is left out."""
         if not local:
             return
         self._check_layout(local)
         parts = [local[name].detach().float().reshape(len(keys), -1) for name in sorted(local)]
-        self._unwritten |= dict(zip(keys.tolist(), torch.cat(parts, dim=1).cpu().numpy(), strict=True))
+        rows = torch.cat(parts, dim=1).cpu().numpy()
+        self._unwritten |= {key: row for key, row in zip(keys.tolist(), rows, strict=True) if np.isfinite(row).all()}
         self._untold |= set(keys.tolist())
 
     def unwritten(self) -> dict[str, Tensor]:
@@ -127,17 +136,18 @@ class PosteriorTable:
                     file.seek(8 * first)
                     file.write(np.array(new, "<i8").tobytes())
         except OSError as error:
-            raise LTMError(
-                f"cannot write {self.folder}: {error.strerror}; free some space and resume the run"
-            ) from error
+            raise unwritable(self.folder, error, "and resume the run") from error
         self._rows_of = places
         self._unwritten = {}
 
     def clear(self, *, write: bool = True) -> None:
         """Forgets everything, in the files too unless another rank does that (``write``)."""
         self._unwritten, self._rows_of, self._layout = {}, {}, None
-        for name in ("layout.json", "keys.bin", "rows.bin") if write else ():
-            (self.folder / name).unlink(missing_ok=True)
+        try:
+            for name in ("layout.json", "keys.bin", "rows.bin") if write else ():
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error, "and resume the run") from error
 
     @property
     def _width(self) -> int:
@@ -171,7 +181,7 @@ class PosteriorTable:
                 aside.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
                 aside.replace(path)
             except OSError as error:
-                raise LTMError(f"cannot write {path}: {error.strerror}; free some space and resume the run") from error
+                raise unwritable(path, error, "and resume the run") from error
             self._layout = layout
         elif self._layout != layout:
             raise LTMError(
@@ -183,19 +193,29 @@ class PosteriorTable:
         path = self.folder / "layout.json"
         if not path.exists():
             return None
-        about: Any = json.loads(path.read_text(encoding="utf-8"))
+        about: Any = read_json(path)
         if about["format"] != _FORMAT:
             raise ValueError(f"format {about['format']}, expected {_FORMAT}")
-        return {str(name): [int(size) for size in shape] for name, shape in about["local"].items()}
+        layout: dict[str, list[int]] = about["local"]
+        sizes = [size for shape in layout.values() for size in shape]
+        if not all(type(size) is int and 0 < size < _WIDEST for size in sizes) or not layout:
+            raise ValueError("its layout has no sizes")
+        if sum(map(math.prod, layout.values())) >= _WIDEST:
+            raise ValueError("its rows are too wide")
+        return layout
 
     def _read_keys(self) -> dict[int, int]:
         path = self.folder / "keys.bin"
         if self._layout is None or not path.exists():
             return {}
         # Rows are written first: a kill between the two files leaves rows without keys, which are written again.
-        keys = np.fromfile(path, dtype="<i8")
+        content = read_bytes(path)
+        keys = np.frombuffer(content, "<i8", count=len(content) // 8)
         whole = min(len(keys), (self.folder / "rows.bin").stat().st_size // (4 * self._width))
-        return {int(key): place for place, key in enumerate(keys[:whole])}
+        places = {int(key): place for place, key in enumerate(keys[:whole])}
+        if len(places) < whole:
+            raise ValueError("a key stands in it twice")
+        return places
 
 
 def _opened(path: Path) -> Any:

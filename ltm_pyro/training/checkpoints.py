@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
+from ltm_pyro.training.checkpoint_state import check_finite, check_state
+from ltm_pyro.untrusted import read_bytes, read_json, refuse_link, tensor_entries
 
-__all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint", "write_durably"]
+__all__ = ["Checkpoint", "CheckpointStore", "not_finite", "read_checkpoint", "write_durably"]
 
 FORMAT = 1
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
@@ -68,8 +70,15 @@ class CheckpointStore:
         """Writes a checkpoint in full before it appears under its name, then lets the oldest ones go.
 
         Raises:
-            LTMError: the disk is full or not writable; every earlier checkpoint is still there.
+            LTMError: the disk is full or not writable, a number is not finite, or the folder is a link; earlier
+                checkpoints are still there.
         """
+        if name := not_finite(checkpoint.model | checkpoint.optimizer):
+            raise LTMError(
+                f"{name} is not finite after step {checkpoint.step}, so it is not saved: lower training.slow_lr and "
+                "resume the run; earlier checkpoints are untouched"
+            )
+        refuse_link(self.folder)
         target = self.path(checkpoint.step)
         aside = self.folder / f".{target.name}.{os.getpid()}.tmp"
         try:
@@ -88,9 +97,8 @@ class CheckpointStore:
             _fsync(self.folder)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise LTMError(
-                f"cannot write the checkpoint {target}: {error.strerror or error}; free some space or choose another "
-                "--out; earlier checkpoints are untouched"
+            raise unwritable(
+                f"the checkpoint {target}", error, "and resume the run; earlier checkpoints are untouched"
             ) from error
         # Later ones are damaged and were passed over: they are being made again.
         later = [path for path in self.paths() if path.name > target.name]
@@ -132,8 +140,11 @@ class CheckpointStore:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads one checkpoint's folder onto the CPU and checks every byte of it against the digests.
 
+    A digest tells damage; it proves nothing of who wrote the file, so headers, values and state are checked as well
+    (`ltm_pyro.untrusted`), before any tensor is made.
+
     Raises:
-        LTMError: a file is missing, truncated, changed, or of another version.
+        LTMError: a file is missing, truncated, changed, of another version, or holds what is no number.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -144,23 +155,37 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     names = [*_TENSOR_FILES, *([_POSTERIORS] if _POSTERIORS in about["sha256"] else [])]
     for name in names:
         try:
-            content = (path / name).read_bytes()
+            content = read_bytes(path / name)
         except OSError as error:
             raise LTMError(f"checkpoint {path} is damaged: cannot read {name} ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest() != about["sha256"].get(name):
             raise LTMError(f"checkpoint {path} is damaged: {name} is truncated or changed")
         try:
+            tensor_entries(content, name)
             tensors.append(load(content))
+            check_finite(tensors[-1], name)
+        except LTMError as error:
+            raise LTMError(f"checkpoint {path} is damaged: {error}") from error
         except SafetensorError as error:
             raise LTMError(f"checkpoint {path} is damaged: {name} is not a safetensors file ({error})") from error
     model, optimizer, *posteriors = tensors
+    if weight := not_finite(model | optimizer):
+        raise LTMError(f"checkpoint {path} is damaged: {weight} is not finite")
+    if path.name.startswith("step-") and path.name[5:].isdigit() and int(path.name[5:]) != about["step"]:
+        raise LTMError(f"checkpoint {path} is damaged: it is that of step {about['step']}")
     return Checkpoint(about["step"], model, optimizer, about["state"], *posteriors)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, if one does."""
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file in one piece: aside, fsync, rename."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        aside.unlink(missing_ok=True)  # of a killed process with this number, or a link that leads elsewhere
         with aside.open("wb") as file:
             file.write(content)
             file.flush()
@@ -191,12 +216,12 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_bytes())
+        about = read_json(path)
         digest = about.pop("digest")
         version = about["format"]
     except OSError as error:
         raise LTMError(f"checkpoint {path.parent} is damaged: cannot read state.json ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (LTMError, KeyError, TypeError, AttributeError) as error:
         raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed") from error
     if digest != _digest(about):
         raise LTMError(f"checkpoint {path.parent} is damaged: state.json is truncated or changed")
@@ -205,6 +230,10 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"checkpoint {path.parent} has format {version}, this version of ltm-pyro reads format {FORMAT}: "
             "use the version that wrote it"
         )
+    try:
+        check_state(about, (*_TENSOR_FILES, _POSTERIORS))
+    except LTMError as error:
+        raise LTMError(f"checkpoint {path.parent} is damaged: {error}") from error
     return dict(about)
 
 

@@ -66,7 +66,7 @@ def load_initial_weights(modules: nn.ModuleDict, settings: Settings, tokenizer: 
 
 def _open(source: str, settings: Settings) -> RunDirectory:
     """The run, which has the decoder of the settings."""
-    run = RunDirectory.open(source)
+    run = RunDirectory.open(source, allow_custom_code=True)  # sizes are read from it, no class is imported
     there, here = run.settings.decoder, settings.decoder
     for key in _SHAPING:
         if _shape(there, key) != _shape(here, key):

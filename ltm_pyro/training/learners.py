@@ -37,12 +37,15 @@ class SlowStep(NamedTuple):
 
     ``sums`` are nats of the rank's whole batch by name, ``loss`` among them, and its scored ``tokens``;
     ``gradient_norm`` is that of all ranks, before clipping. ``fast_steps`` are what each micro-batch's ran on; empty
-    where there are none to take.
+    where there are none to take. A step is ``skipped`` where the loss or its gradient is not finite, on any rank:
+    weights and moments are as before it. ``sequence_losses`` (B,) are the rank's own, None where not known apart.
     """
 
     sums: dict[str, Tensor]
     gradient_norm: Tensor
     fast_steps: tuple[tuple[FastStep, ...], ...] = ()
+    skipped: bool = False
+    sequence_losses: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -178,7 +181,11 @@ class ThoughtLearner(Learner):
             sums |= {"reconstruction": -info.terms.log_likelihood.sum(), name: info.terms.kl.sum()}
         if info.guide_loss is not None:
             sums["guide_loss"] = info.guide_loss * info.total
-        return SlowStep(sums, info.gradient_norm, tuple(posterior.fast_steps for posterior in info.posteriors))
+        if info.diverged is not None:
+            sums["diverged_sequences"] = info.diverged.sum()
+        fast_steps = tuple(posterior.fast_steps for posterior in info.posteriors)
+        losses = None if info.terms is None else -info.terms.elbo
+        return SlowStep(sums, info.gradient_norm, fast_steps, info.skipped, losses)
 
     @property
     def network(self) -> TiedTransformer:  # noqa: D102
@@ -250,11 +257,13 @@ class BaselineLearner(Learner):
         losses = []
         for start in range(0, len(batch), size):
             part = batch if size >= len(batch) else batch[slice(start, start + size)]
-            loss = self.model.sequence_loss(part, seed=seed).sum()
-            (loss / total).backward()
-            losses.append(loss.detach())
-        norm = slow_update(self.optimizer, clip_norm=training.clip_norm, ranks=self.ranks)
-        return SlowStep({"tokens": batch.num_scored.sum(), "loss": torch.stack(losses).sum()}, norm)
+            losses.append(self.model.sequence_loss(part, seed=seed))
+            (losses[-1].sum() / total).backward()
+        each = torch.cat(losses).detach()
+        loss = torch.stack([part.detach().sum() for part in losses]).sum()
+        update = slow_update(self.optimizer, loss, clip_norm=training.clip_norm, ranks=self.ranks)
+        sums = {"tokens": batch.num_scored.sum(), "loss": loss}
+        return SlowStep(sums, update.norm, (), update.skipped, each)
 
     def flops(self, batch: TokenBatch, fast_steps: Sequence[Sequence[FastStep]] = ()) -> int:  # noqa: D102
         return self.model.step_flops(batch)

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from ltm_pyro.data.files import first_line
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.training.checkpoints import write_durably
 from ltm_pyro.training.sinks import Sink
+from ltm_pyro.untrusted import MEBI, parse_json, read_bytes, refuse_link
 
 __all__ = ["MetricsLog"]
 
@@ -41,26 +42,35 @@ class MetricsLog:
         """Adds one row; it is in the file when this returns.
 
         Raises:
-            LTMError: the disk is full or not writable.
+            LTMError: the disk is full or not writable, or the file is a link.
         """
+        refuse_link(self.path)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+            raise unwritable(self.path, error, "and resume the run") from error
         self._tell(lambda sink: sink.append(row))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows so far; a last line that a kill has cut short is left out."""
-        if not self.path.exists():
+        """All whole rows so far; a last line that a kill has cut short is left out, as is whatever is no row.
+
+        Raises:
+            LTMError: the file cannot be read.
+        """
+        try:
+            lines = read_bytes(self.path).split(b"\n")
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise LTMError(f"cannot read {self.path}: {error.strerror}; restore it, or train the run again") from error
         rows = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in lines:
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = parse_json(line, "a row", depth=4) if len(line) <= MEBI else None
+            except LTMError:
                 continue
-            if isinstance(row, dict) and "step" in row:
+            if row is not None and _is_row(row):
                 rows.append(row)
         return rows
 
@@ -74,7 +84,7 @@ class MetricsLog:
         try:
             write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         except OSError as error:
-            raise LTMError(f"cannot write {self.path}: {error.strerror}; free some space and resume the run") from error
+            raise unwritable(self.path, error, "and resume the run") from error
         self._tell(lambda sink: sink.rewind(step))
 
     def _tell(self, what: Callable[[Sink], None]) -> None:
@@ -88,3 +98,11 @@ class MetricsLog:
                     f"{self.path} has them all",
                     stacklevel=3,
                 )
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a value has a step and a split, and no number that is too large to be shown."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+        return False
+    numbers = [value for value in row.values() if type(value) is int]
+    return row.get("split") in ("train", "validation") and all(abs(value) < 10**30 for value in numbers)

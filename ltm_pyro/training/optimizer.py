@@ -56,8 +56,13 @@ def moments(optimizer: torch.optim.Optimizer, modules: nn.Module) -> dict[str, T
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, modules: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Gives the optimiser back what `moments` took from it."""
+    """Gives the optimiser back what `moments` took from it.
+
+    Raises:
+        LTMError: these are not its moments.
+    """
     names = _names(modules)
+    _check_moments({name: parameter for parameter, name in names.items()}, saved)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             prefix = f"{names[parameter]}."
@@ -66,6 +71,23 @@ def restore_moments(optimizer: torch.optim.Optimizer, modules: nn.Module, saved:
                 # Adam counts its steps on the host.
                 place = value if moment == "step" else split_like(value.to(parameter.device), parameter)
                 optimizer.state[parameter][moment] = place.clone()
+
+
+def _check_moments(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    of: dict[str, set[str]] = {}
+    for key, value in saved.items():
+        name, _, moment = key.rpartition(".")
+        expected = () if moment == "step" else parameters[name].shape if name in parameters else None
+        sound = value.is_floating_point() and value.shape == expected and not (moment == "step" and value < 0)
+        if name not in parameters or moment not in _MOMENTS or not sound:
+            raise LTMError(f"the checkpoint's moment {key} is none of the optimiser's: resume from an earlier one")
+        of.setdefault(name, set()).add(moment)
+    for name, found in of.items():
+        if found != _MOMENTS:
+            raise LTMError(f"the checkpoint lacks moments of the weight {name}: resume from an earlier checkpoint")
+
+
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's
 
 
 def _names(modules: nn.Module) -> dict[Tensor, str]:

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model
+from ltm_pyro.components import autocast_type, build_baseline, build_guide, build_model, refuse_custom_code
 from ltm_pyro.config import Settings
 from ltm_pyro.data.tokenizer import Tokenizer
-from ltm_pyro.errors import LTMError
+from ltm_pyro.errors import LTMError, unwritable
 from ltm_pyro.infer.fast_config import FastConfig
 from ltm_pyro.infer.fast_slow import FastSlowSVI
 from ltm_pyro.language_model import LanguageModel, ThoughtLanguageModel
 from ltm_pyro.ranks import Ranks, present_ranks
 from ltm_pyro.sharding import split_like
 from ltm_pyro.training.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, write_durably
+from ltm_pyro.training.guarded_build import guarded, refuse_other_weights
+from ltm_pyro.training.lock import RunLock, is_locked
 from ltm_pyro.training.metrics import MetricsLog
 from ltm_pyro.training.schedules import fast_lr
+from ltm_pyro.untrusted import MEBI, exists, read_json, refuse_link
 
 __all__ = ["LoadedRun", "RunDirectory", "choose_device", "fast_config", "load_run", "load_weights"]
 
 _FORMAT = 1
+_MOST_CONFIG = 16 * MEBI  # nearly all of it the names of classes
 
 
 class RunDirectory:
@@ -33,15 +37,31 @@ class RunDirectory:
 
     Args:
         path: the run's folder.
+        allow_custom_code: whether its config.json may name classes as ``package.module:Class``, whose modules are run
+            when they are imported; or those names that the caller has given himself.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, allow_custom_code: bool | Collection[str] = False):
         self.path = Path(path)
+        self._allowed = allow_custom_code
+        self._lock = RunLock(self.path)
+
+    def lock(self) -> RunLock:
+        """Context in which no other trainer works here (`RunLock`); it may be entered again from inside.
+
+        Raises:
+            LTMError: on entering: another process does, or the folder cannot be written.
+        """
+        return self._lock
+
+    def is_locked(self) -> bool:
+        """Whether a trainer works here."""
+        return is_locked(self.path)
 
     @property
     def exists(self) -> bool:
         """Whether a run has been started here."""
-        return (self.path / "config.json").exists()
+        return exists(self.path / "config.json")
 
     def refuse_to_overwrite(self) -> None:
         """Nothing, where no run has been started here.
@@ -61,31 +81,47 @@ class RunDirectory:
         Raises:
             LTMError: there is a run already, or the folder cannot be written.
         """
-        run = cls(path)
+        run = cls(path, allow_custom_code=True)  # the settings are the caller's own
         run.refuse_to_overwrite()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             tokenizer.save(run.path / "tokenizer.json")
         except OSError as error:
-            raise LTMError(f"cannot write the run directory {path}: {error.strerror}; choose another --out") from error
+            raise unwritable(f"the run directory {path}", error, "or choose another --out") from error
         run.write_settings(settings, tokenizer.vocab_size, class_names)
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
+    def open(cls, path: str | Path, *, allow_custom_code: bool | Collection[str] = False) -> RunDirectory:
         """A run that has been started, by its folder or by a checkpoint inside it.
+
+        Args:
+            path: the folder.
+            allow_custom_code: as for the class.
 
         Raises:
             LTMError: there is none at ``path``.
         """
         place = Path(path).absolute()
         inside = place.name.startswith("step-") and place.parent.name == "checkpoints"
-        run = cls(place.parents[1] if inside else path)
-        if not run.path.exists():
+        run = cls(place.parents[1] if inside else path, allow_custom_code=allow_custom_code)
+        if not exists(run.path):
             raise LTMError(f"there is no run at {path}: give the folder that `ltm-pyro train` wrote")
         if not run.exists:
             raise LTMError(f"{path} is not a run directory (it has no config.json): give what `ltm-pyro train` wrote")
         return run
+
+    def refuse_links(self) -> None:
+        """Nothing, where all that training writes lies in this folder.
+
+        Raises:
+            LTMError: a part of it is a symbolic link.
+        """
+        for place in (self.path / "checkpoints", self.path / "posteriors", self.path / "tensorboard"):
+            for path in (place, *(place.iterdir() if place.is_dir() and not place.is_symlink() else ())):
+                refuse_link(path)
+        for path in self.path.iterdir():
+            refuse_link(path)
 
     def write_settings(self, settings: Settings, vocab_size: int, class_names: Sequence[str] = ()) -> None:
         """Writes config.json in one piece.
@@ -106,14 +142,19 @@ class RunDirectory:
         try:
             write_durably(self.path / "config.json", json.dumps(about, indent=2).encode())
         except OSError as error:
-            raise LTMError(
-                f"cannot write {self.path / 'config.json'}: {error.strerror}; free some space or choose another --out"
-            ) from error
+            raise unwritable(self.path / "config.json", error, "or choose another --out") from error
 
     @property
     def settings(self) -> Settings:
-        """The settings that the run was started with."""
-        return Settings.from_dict(self._config()["settings"])
+        """The settings that the run was started with.
+
+        Raises:
+            LTMError: config.json is damaged, or names code that the caller has not allowed.
+        """
+        settings = Settings.from_dict(self._config()["settings"])
+        if self._allowed is not True:
+            refuse_custom_code(settings, self.path / "config.json", self._allowed or ())
+        return settings
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -137,13 +178,14 @@ class RunDirectory:
     def _config(self) -> dict[str, Any]:
         path = self.path / "config.json"
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = read_json(path, most=_MOST_CONFIG)
             version, settings = about["format"], about["settings"]
             if not isinstance(settings, dict):
                 raise TypeError(f"settings are {type(settings).__name__}")
-            if not all(isinstance(name, str) for name in about.get("classes", ())):
+            classes = about.get("classes", [])
+            if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
                 raise TypeError("a class has no name")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, LTMError, KeyError, TypeError, AttributeError) as error:
             raise LTMError(f"{path} is damaged or no run's settings: restore it, or train the run again") from error
         if version != _FORMAT:
             raise LTMError(
@@ -211,13 +253,19 @@ class LoadedRun:
         raise LTMError(f"the run has no class {name!r}: {known}")
 
 
-def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
+def load_run(path: str | Path, *, device: str = "auto", allow_custom_code: bool = False) -> LoadedRun:
     """Loads a run directory's newest whole checkpoint, or the checkpoint at ``path`` itself.
 
+    Args:
+        path: the run or checkpoint.
+        device: where the model goes.
+        allow_custom_code: import the classes that the run names as ``package.module:Class``. Only for a run that you
+            trust as you would a program.
+
     Raises:
-        LTMError: there is no run or no whole checkpoint, or a file of it is damaged.
+        LTMError: there is no run or no whole checkpoint, a file of it is damaged, or it names code of its own.
     """
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path, allow_custom_code=allow_custom_code)
     settings, tokenizer, where = run.settings, run.tokenizer, choose_device(device, present_ranks())
     checkpoint = run.store().latest() if run.path == Path(path) else read_checkpoint(path)
     language_model = _load(settings, tokenizer.vocab_size, checkpoint, where)
@@ -226,11 +274,11 @@ def load_run(path: str | Path, *, device: str = "auto") -> LoadedRun:
 
 def _load(settings: Settings, vocab_size: int, checkpoint: Checkpoint, device: torch.device) -> LanguageModel:
     if settings.model.name != "ltm":
-        baseline = build_baseline(settings, vocab_size)
+        baseline = guarded(lambda: build_baseline(settings, vocab_size), settings, checkpoint.model)
         load_weights(torch.nn.ModuleDict({"model": baseline}), checkpoint)
         return baseline.to(device).eval()
-    model = build_model(settings, vocab_size)
-    guide = build_guide(settings, model)
+    model = guarded(lambda: build_model(settings, vocab_size), settings, checkpoint.model)
+    guide = guarded(lambda: build_guide(settings, model), settings, checkpoint.model)
     load_weights(torch.nn.ModuleDict({"model": model, "guide": guide}), checkpoint)
     svi = FastSlowSVI(
         model.to(device).eval(), guide.to(device).eval(), fast=fast_config(settings), autocast=autocast_type(settings)
@@ -244,12 +292,9 @@ def load_weights(modules: torch.nn.ModuleDict, checkpoint: Checkpoint) -> None:
     Raises:
         LTMError: the weights are of another model.
     """
-    try:
-        places = modules.state_dict()
-        modules.load_state_dict({n: split_like(w, places.get(n, w)) for n, w in checkpoint.model.items()})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise LTMError(f"the checkpoint's weights do not fit the run's settings: {reason}") from error
+    refuse_other_weights(modules, checkpoint.model)
+    places = modules.state_dict()
+    modules.load_state_dict({n: split_like(w, places.get(n, w)) for n, w in checkpoint.model.items()})
 
 
 def fast_config(settings: Settings) -> FastConfig:

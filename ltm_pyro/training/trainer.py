@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
+from ltm_pyro.data.prefetch import Prefetched
 from ltm_pyro.errors import DivergenceError, LTMError
 from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
 from ltm_pyro.ranks import RankLost, present_ranks
-from ltm_pyro.sharding import joined
-from ltm_pyro.training.checkpoints import Checkpoint
+from ltm_pyro.sharding import joined, local_part
+from ltm_pyro.training.checkpoints import Checkpoint, not_finite
 from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
 from ltm_pyro.training.metrics import MetricsLog
@@ -29,8 +31,9 @@ from ltm_pyro.training.provenance import recorded_session
 from ltm_pyro.training.run import RunDirectory, choose_device, load_weights
 from ltm_pyro.training.schedules import slow_lr
 from ltm_pyro.training.sharded import check_sharding
-from ltm_pyro.training.signals import StopRequest
+from ltm_pyro.training.signals import OutOfTime, StopRequest
 from ltm_pyro.training.sinks import build_sinks
+from ltm_pyro.training.skipping import SkippedSteps, describe_sequences
 
 __all__ = ["Observer", "Trainer"]
 
@@ -97,12 +100,20 @@ class Trainer:
         if sharded:
             self.learner.shard(self.device)
         self.optimizer = self.learner.optimizer
-        self.sampler = Sampler(len(data.train), training.batch_size, seed=training.seed)
+        self.sampler = data.training.sampler(training.batch_size, seed=training.seed)
+        self.batches = Prefetched(
+            self.sampler, lambda indices: data.training.batch(self.ranks.share(indices)), settings.data.prefetch
+        )
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
         self.store = run.store(training.keep_checkpoints)
         self.metrics = MetricsLog(run.path / "metrics.jsonl", build_sinks(settings, run.path))
+        self.skipping = SkippedSteps(training.max_skipped_steps)
+        self._stop = StopRequest()
+        # An update that has begun is brought to its end, whatever hurry there is.
+        self.optimizer.register_step_pre_hook(lambda *_: self._stop.finish())
         self.step = 0
+        self._saved = 0
         self.tokens = 0  # scored by all ranks' steps up to when they last told each other
         self.flops = 0  # likewise
         self._untold = [0, 0]  # this rank's tokens and operations since
@@ -115,8 +126,13 @@ class Trainer:
         """Goes back to the newest whole checkpoint, or to the start where there is none yet.
 
         Raises:
-            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes.
+            LTMError: every checkpoint is damaged, or they are of another model or of data with other classes; another
+                trainer works on the run.
         """
+        with self._lock():
+            self._resume()
+
+    def _resume(self) -> None:
         if self.run.class_names != self.data.class_names:
             raise LTMError(
                 f"the data have the classes {', '.join(self.data.class_names) or 'none'}, the run was started with "
@@ -134,7 +150,8 @@ class Trainer:
         self.tokens, self.flops = self._spent_until(checkpoint)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self._sums = dict(checkpoint.state["sums"])
-        self.step = checkpoint.step
+        self.skipping.load_state_dict(checkpoint.state.get("skipped", {}))
+        self.step = self._saved = checkpoint.step
         if starts is not None:
             starts.load_unwritten(checkpoint.posteriors)
         self._flush_starts()
@@ -143,70 +160,131 @@ class Trainer:
     def fit(self) -> bool:
         """Trains up to the configured number of steps; returns whether it got there.
 
-        SIGINT and SIGTERM end it after the present step, with a checkpoint.
+        SIGINT, SIGTERM and SIGUSR1 end it after the present step, with a checkpoint; a step that takes too long after
+        one of the latter two is given up, and the checkpoint is of the step before.
 
         Raises:
-            DivergenceError: the loss is no longer finite; the last checkpoint stands.
-            LTMError: the disk is full; the last checkpoint stands.
+            DivergenceError: the loss is not finite too often; the last checkpoint stands.
+            LTMError: the disk is full, or another trainer works on the run; the last checkpoint stands.
+            RankLost: another rank ended; the last checkpoint stands.
         """
-        if self.step >= self.settings.training.steps:
-            return True
-        with self.metrics, recorded_session(self.run.path, lambda: self.step, self.device):
+        # Ranks give up nothing on their own: the others would wait for their sums.
+        alone = self.ranks.size == 1
+        with (
+            self._lock(),
+            self.metrics,
+            recorded_session(self.run.path, lambda: self.step, self.device),
+            StopRequest(self.settings.training.grace_seconds if alone else None, alone) as self._stop,
+        ):
             try:
-                return self._fit()
+                self._fit()
+            except OutOfTime:  # what is there is that of the last whole step
+                if self._saved != self.step:
+                    self._save()
             except RankLost as error:
                 raise RankLost(f"{error}; {self._what_stands()}: start the job again with --resume") from error
+        return self.step >= self.settings.training.steps
 
-    def _fit(self) -> bool:
-        training = self.settings.training
-        if self.step == 0:
+    def _fit(self) -> None:
+        training, stop = self.settings.training, self._stop
+        if (self.step == training.steps or self.step % training.eval_every == 0) and not self._is_validated():
             self._validate()
         self._clock = (time.perf_counter(), self._sums.get("tokens", 0.0))
         stopping = False
-        with StopRequest() as stop:
-            while self.step < training.steps and not stopping:
-                taken = self._take_step()
-                last = self.step == training.steps
-                if last or self.step % training.log_every == 0:
-                    self._log(taken)
-                paused = time.perf_counter()
-                if last or self.step % training.eval_every == 0:
-                    self._validate()
-                stopping = self.ranks.any(bool(stop))  # the signal may have reached one rank alone
-                if last or stopping or self.step % training.checkpoint_every == 0:
-                    self._require_finite(taken)
-                    self._save()
-                # The speed is that of training: what else was done does not count.
-                began, before = self._clock
-                self._clock = (began + time.perf_counter() - paused, before)
-        return self.step >= training.steps
+        while self.step < training.steps and not stopping:
+            taken = self._take_step()
+            last = self.step == training.steps
+            if last or self.step % training.log_every == 0:
+                self._log(taken)
+            stopping = self.ranks.any(bool(stop))  # the signal may have reached one rank alone
+            paused = time.perf_counter()
+            if last or stopping or self.step % training.checkpoint_every == 0:
+                self._save()
+            # After the checkpoint, and not in a hurry: a run that goes on from there makes up for it.
+            if last or (not stopping and self.step % training.eval_every == 0):
+                self._validate()
+                stopping = self.ranks.any(bool(stop))
+            # The speed is that of training: what else was done does not count.
+            began, before = self._clock
+            self._clock = (began + time.perf_counter() - paused, before)
+        if self._saved != self.step:
+            self._save()
+
+    def _is_validated(self) -> bool:
+        rows = self.metrics.rows() if self.ranks.is_main else []
+        return self.ranks.same(any(row["step"] == self.step and row["split"] == "validation" for row in rows))
+
+    def _lock(self) -> AbstractContextManager[object]:
+        """Rank 0 holds the run's lock for all."""
+        return self.run.lock() if self.ranks.is_main else nullcontext()
 
     def _take_step(self) -> SlowStep:
         training = self.settings.training
         for group in self.optimizer.param_groups:
             group["lr"] = slow_lr(training, self.step)
-        epoch = self.sampler.epoch
+        before = copy.copy(self.sampler)
         indices = next(self.sampler)
-        if self.sampler.epoch != epoch:
+        if self.sampler.epoch != before.epoch:
             self._exchange_starts()  # a sequence of the new epoch may have been another rank's in the old one
-        batch = self.data.train.batch(self.ranks.share(indices))
+        batch = self.batches(indices)
         if self.settings.decoder.compile:
             batch = batch.rounded_up(_COMPILED_LENGTHS)
         pyro.set_rng_seed(_global_seed(training.seed, self.step))
-        taken = self.learner.step(batch.to(self.device), at=self.step, seed=_step_seed(training.seed, self.step))
+        seed = _step_seed(training.seed, self.step)
+        try:
+            with self._stop.bounded():
+                taken = self.learner.step(batch.to(self.device), at=self.step, seed=seed)
+        except OutOfTime:
+            self.sampler.load_state_dict(before.state_dict())
+            raise
         self.step += 1
         self._untold[0] += int(batch.num_scored.sum())
         self._untold[1] += self.learner.flops(batch, taken.fast_steps)
-        self._unread.append(taken.sums)
+        if taken.skipped:
+            self._count_skipped(indices, taken)
+        else:
+            self.skipping.taken()
+            self._unread.append(taken.sums)
         return taken
 
+    def _count_skipped(self, indices: list[int], taken: SlowStep) -> None:
+        """Warns of a step that was left out.
+
+        Raises:
+            DivergenceError: it was one too many.
+        """
+        too_many = self.skipping.skipped()
+        here = not_finite({name: local_part(p) for name, p in self.learner.modules.named_parameters()})
+        weight = next((name for name in self.ranks.gather(here) if name is not None), None)
+        lost = int(self.ranks.sum(taken.sums.get("diverged_sequences", torch.tensor(0))))
+        known = self.ranks.gather(None if taken.sequence_losses is None else taken.sequence_losses.cpu())
+        losses = torch.cat([part for part in known if part is not None]) if None not in known else None
+        what = describe_sequences(self.data.training, self.data.tokenizer, indices, losses, lost)
+        what = what if weight is None else f"the weights {weight} are not finite"
+        if not too_many and weight is None:
+            if self.ranks.is_main:
+                warnings.warn(f"step {self.step} is left out: {what}", stacklevel=3)
+            return
+        mend = "lower training.slow_lr" if weight else "lower training.slow_lr or inference.fast_lr, or mend the texts"
+        raise DivergenceError(
+            f"step {self.step} is left out ({self.skipping.in_a_row} in a row): {what}; {mend}; {self._what_stands()}"
+        )
+
+    def _what_stands(self) -> str:
+        saved = self.store.paths()
+        return f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
+
     def _log(self, taken: SlowStep) -> None:
-        self._require_finite(taken)
         sums = self._read_sums()
+        if not sums:
+            return  # every step since the last row was left out
         tokens = sums.pop("tokens")
+        diverged = sums.pop("diverged_sequences", None)
         row: dict[str, Any] = {"step": self.step, "split": "train"}
         row |= {name: value / tokens for name, value in sums.items()}
-        row["gradient_norm"] = float(taken.gradient_norm)
+        row["gradient_norm"] = None if taken.skipped else float(taken.gradient_norm)
+        row["skipped_steps"] = self.skipping.total
+        row |= {} if diverged is None else {"diverged_sequences": int(diverged)}
         row |= self.learner.rates(self.step - 1)
         row["epoch"] = self.sampler.progress
         row |= self._spent()
@@ -231,17 +309,19 @@ class Trainer:
         training = self.settings.training
         self.learner.modules.eval()
         model = self.learner.language_model(self.step)
-        with self.learner.whole():
-            report = evaluate_together(
-                model,
-                self.data.validation,
-                self._validation,
-                ranks=self.ranks,
-                samples=model.validation_samples,
-                batch_size=training.micro_batch_size or training.batch_size,
-                seed=training.seed,
-            )
-        self.learner.modules.train()
+        try:
+            with self._stop.bounded(), self.learner.whole():
+                report = evaluate_together(
+                    model,
+                    self.data.validation,
+                    self._validation,
+                    ranks=self.ranks,
+                    samples=model.validation_samples,
+                    batch_size=training.micro_batch_size or training.batch_size,
+                    seed=training.seed,
+                )
+        finally:
+            self.learner.modules.train()
         row = {"step": self.step, "split": "validation", **report.to_dict(), **self._spent()}
         if self.ranks.is_main:
             self.metrics.append(row)
@@ -254,7 +334,11 @@ class Trainer:
             step=self.step,
             model=joined(self.learner.modules.state_dict(), self.ranks),
             optimizer=joined(moments(self.optimizer, self.learner.modules), self.ranks),
-            state={"sampler": self.sampler.state_dict(), "sums": self._read_sums()}
+            state={
+                "sampler": self.sampler.state_dict(),
+                "sums": self._read_sums(),
+                "skipped": self.skipping.state_dict(),
+            }
             | {name.removeprefix("training_"): value for name, value in self._spent().items()},
             posteriors={} if starts is None else starts.unwritten(),
         )
@@ -289,10 +373,10 @@ class Trainer:
             "operations: they are counted again, as if all steps had been taken with the present settings",
             stacklevel=2,
         )
-        sampler = Sampler(len(self.data.train), training.batch_size, seed=training.seed)
+        sampler = self.data.training.sampler(training.batch_size, seed=training.seed)
         tokens = flops = 0
         for indices in islice(sampler, checkpoint.step):
-            batch = self.data.train.batch(indices)
+            batch = self.data.training.batch(indices)
             tokens, flops = tokens + int(batch.num_scored.sum()), flops + self.learner.flops(batch)
         return tokens, flops
 
@@ -300,18 +384,6 @@ class Trainer:
         tokens, flops = self.ranks.sum(torch.tensor(self._untold)).tolist()
         self.tokens, self.flops, self._untold = self.tokens + tokens, self.flops + flops, [0, 0]
         return {"training_tokens": self.tokens, "training_flops": self.flops}
-
-    def _require_finite(self, taken: SlowStep) -> None:
-        finite = math.isfinite(float(taken.loss)) and math.isfinite(float(taken.gradient_norm))
-        if self.ranks.any(not finite):
-            raise DivergenceError(
-                f"the loss or its gradient is not finite at step {self.step}: lower training.slow_lr or "
-                f"inference.fast_lr; {self._what_stands()}"
-            )
-
-    def _what_stands(self) -> str:
-        saved = self.store.paths()
-        return f"the last checkpoint, {saved[0].name}, stands" if saved else "no checkpoint was written yet"
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -1,10 +1,9 @@
-"""Signals and kills: Ctrl-C saves and says how to go on, and twenty kills leave no trace in the final weights."""
+"""Signals: Ctrl-C saves and says how to go on. Kills are in tests/faults."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,10 +13,8 @@ from pathlib import Path
 
 import pytest
 from cli_runs import SETTINGS
-from tiny_runs import untimed
 
-from ltm_pyro.errors import LTMError
-from ltm_pyro.training import RunDirectory, read_checkpoint
+from ltm_pyro.training import RunDirectory
 
 Start = Callable[..., subprocess.Popen]
 
@@ -86,70 +83,6 @@ def test_a_second_ctrl_c_ends_a_long_step_at_once(process: Start, corpus: Path, 
     assert second.returncode != 0
     assert "Traceback" not in errors
     assert RunDirectory.open(tmp_path / "run").store().latest().step == 1
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_leave_the_final_weights_as_they_would_have_been(
-    process: Start, corpus: Path, tmp_path: Path
-):
-    options = ["--data", corpus, *SETTINGS, "--steps", 900, "--set=training.checkpoint_every=1"]
-    options += ["--set=training.eval_every=50", "--set=training.log_every=2"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    whole = process("train", *options, "--out", tmp_path / "whole", **quiet)
-    run, draw = tmp_path / "run", random.Random(0)
-    reached = []
-    for kill in range(20):
-        started = (run / "config.json").exists()
-        again = ["train", "--resume", "--out", run] if started else ["train", *options, "--out", run]
-        life = process(*again, **quiet)
-        if kill % 5 == 4:  # while it imports, reads, or loads
-            time.sleep(draw.uniform(0, 4))
-        else:  # in the loop: steps, rows, checkpoints, pruning
-            before = reached[-1] if reached else 0
-            wait_for_step(life, run, before + 1)
-            time.sleep(draw.uniform(0, 0.2))
-        assert life.poll() is None, life.stderr.read()
-        life.kill()
-        life.wait()
-        reached.append(newest_whole(run))
-        assert reached == sorted(reached)  # no kill loses a checkpoint
-    assert reached[-1] < 900
-    last = process("train", "--resume", "--out", run, **quiet)
-    assert (last.wait(timeout=300), last.stderr.read()) == (0, "")
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()
-    ends = [place / "checkpoints" / "step-00000900" for place in (tmp_path / "whole", run)]
-    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
-        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
-    rows = [untimed(RunDirectory.open(place).metrics.rows()) for place in (tmp_path / "whole", run)]
-    assert rows[0] == rows[1]
-    names = [sorted(path.name for path in (place / "checkpoints").iterdir()) for place in (tmp_path / "whole", run)]
-    assert names[0] == names[1]  # nothing half-written is left over
-    print(f"\nkilled at steps {reached}")
-
-
-def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
-    """Waits for a checkpoint of the step or a later one, or the end of the process."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not any(int(p.name[5:]) >= step for p in RunDirectory(run).store().paths()):
-        assert time.monotonic() < deadline, "the run made no progress in two minutes"
-        time.sleep(0.002)
-
-
-def newest_whole(run: Path) -> int:
-    """Step of the newest whole checkpoint, 0 for none; a kill must never leave one that is not whole."""
-    paths = RunDirectory(run).store().paths()
-    whole = [path for path in paths if is_whole(path)]
-    # Pruning removes a folder file by file, so that the oldest may be caught half removed.
-    assert whole in (paths, paths[:-1])
-    return int(whole[0].name[5:]) if whole else 0
-
-
-def is_whole(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except LTMError:
-        return False
-    return True
 
 
 @pytest.mark.slow

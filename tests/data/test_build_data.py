@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ltm_pyro.data import Tokenizer, build_data, build_evaluation_data, train_tokenizer
+from ltm_pyro.data import Data, Tokenizer, build_data, build_evaluation_data, train_tokenizer
 from ltm_pyro.data.corpora import FileCorpus
+from ltm_pyro.data.streaming import StreamingDataset
 from ltm_pyro.errors import LTMError
 
 
@@ -19,8 +21,8 @@ def story(tmp_path: Path) -> Path:
     return path
 
 
-def words(data: Any, tokenizer: Tokenizer) -> str:
-    batch = data.batch(range(len(data)))
+def words(data: Any, tokenizer: Tokenizer, indices: list[int] | None = None) -> str:
+    batch = data.batch(range(len(data)) if indices is None else indices)
     return tokenizer.decode(batch.tokens[batch.mask].tolist())
 
 
@@ -54,6 +56,42 @@ def test_the_tokenizer_is_trained_on_the_training_split_alone(story: Path, tmp_p
     data = build_data(source=str(story), validation=str(other), vocab_size=400, sequence_length=16)
     assert len(data.tokenizer.encode("zyzzyva")) == 7
     assert len(data.tokenizer.encode("Once")) == 1
+
+
+def stream_of(data: Data, documents: int) -> list[str]:
+    assert isinstance(data.training, StreamingDataset)
+    sampler, found = data.training.sampler(1), list[str]()
+    for _ in range(documents):
+        found.append(words(data.training, data.tokenizer, next(sampler)))
+    data.training.close()
+    return found
+
+
+@pytest.mark.parametrize("source", ["{}", "hf:{}"])
+def test_a_stream_is_read_once_an_epoch_beside_what_was_held_out(tmp_path: Path, source: str) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    texts = [f"Once there were {i} cats." for i in range(300)]
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings: dict[str, Any] = {"vocab_size": 300, "sequence_length": 64, "layout": "documents"}
+    data = build_data(source=source.format(folder), streaming=True, workers=0, **settings)
+    held = words(data.validation, data.tokenizer)
+    count = data.validation.num_documents
+    assert 0 < count < 60
+    assert sorted([*stream_of(data, 300 - count), *held.replace("cats.", "cats.\n").splitlines()]) == sorted(texts)
+    assert data.counts["train"]["documents"] == 300 - count
+    again = build_data(source=source.format(folder), streaming=False, **settings)
+    assert again.train.num_documents == 300 - count
+    with pytest.raises(LTMError, match=r"the training text is a stream.*data.streaming=false"):
+        data.train  # noqa: B018
+
+
+def test_classes_are_known_before_training_so_their_stream_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}", "y": i % 3}) + "\n" for i in range(100)))
+    data = build_data(source=str(path), streaming=True, label_column="y", vocab_size=300, sequence_length=32)
+    assert data.class_names == ("0", "1", "2")
+    assert data.train.num_labelled == data.train.num_documents
 
 
 def test_a_damaged_cached_tokenizer_is_trained_again(story: Path, tmp_path: Path) -> None:

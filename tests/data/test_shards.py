@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltm_pyro.data import cache, shards
+from ltm_pyro.data import cache, chunks
 from ltm_pyro.data.corpora import FileCorpus, uniform_of
 from ltm_pyro.data.shards import LABEL_RECORD, Shard, shard_of
 from ltm_pyro.data.tokenizer import Tokenizer
@@ -84,8 +84,8 @@ def test_batches_of_any_size_give_the_same_shard(
     tmp_path: Path, make_corpus: Any, small: Tokenizer, monkeypatch: pytest.MonkeyPatch, labels: Any
 ) -> None:
     whole = shard_of(make_corpus(TEXTS * 5, labels=labels), small, tmp_path / "a")
-    monkeypatch.setattr(shards, "_BATCH_DOCUMENTS", 3)
-    monkeypatch.setattr(shards, "_BATCH_CHARACTERS", 20)
+    monkeypatch.setattr(chunks, "_BATCH_TEXTS", 3)
+    monkeypatch.setattr(chunks, "_BATCH_CHARACTERS", 20)
     assert shard_of(make_corpus(TEXTS * 5, labels=labels), small, tmp_path / "b").manifest == whole.manifest
 
 
@@ -220,8 +220,8 @@ class Slow(FileCorpus):
             print("started", flush=True)
             time.sleep(60)
 
-import ltm_pyro.data.shards as shards
-shards._BATCH_DOCUMENTS = 1
+import ltm_pyro.data.chunking as chunking
+chunking._CHUNK_TEXTS = 1
 shard_of(Slow(Path(sys.argv[1])), Tokenizer.load(sys.argv[2]), Path(sys.argv[3]))
 """
 
@@ -326,7 +326,7 @@ def test_a_cache_that_cannot_be_written_names_it_and_the_mend(
     tmp_path: Path, make_corpus: Any, small: Tokenizer
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LTMError, match=r"file/shards: the cache cannot be written .*cache_dir or \$LTM_PYRO_CACHE"):
+    with pytest.raises(LTMError, match=r"file/chunks: the cache cannot be written .*cache_dir or \$LTM_PYRO_CACHE"):
         shard_of(make_corpus(TEXTS), small, tmp_path / "file")
 
 

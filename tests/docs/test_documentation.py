@@ -238,7 +238,7 @@ def test_weight_decay_spares_the_priors_as_their_pages_say(name: str):
     assert [p.shape for group in decayed for p in group["params"]] == [(2, 2)]
 
 
-NAMES = ["train", "sample", "eval", "generation", "gsm8k", "info", "plot", "probe"]
+NAMES = ["train", "prepare", "sample", "eval", "generation", "gsm8k", "info", "plot", "probe"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -71,11 +71,11 @@ def test_a_run_killed_after_a_checkpoint_and_before_its_flush_goes_on_exactly(
 ):
     calls = []
 
-    def flush(table):
+    def flush(table, **how):
         calls.append(table)
         if len(calls) == number:
             raise RuntimeError("killed")
-        whole_flush(table)
+        whole_flush(table, **how)
 
     whole_flush = PosteriorTable.flush
     with monkeypatch.context() as patch:

@@ -88,6 +88,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
             ``auto`` on a machine without CUDA.
         batch_size: sequences at once; ``auto`` is 8, or ``max_batch_size`` where that is given.
         max_batch_size: see ``batch_size``.
+        allow_custom_code: import the classes that the run names as ``package.module:Class``.
 
     Raises:
         LTMError: there is no such run or argument, or a number is out of range.
@@ -105,6 +106,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         device: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        allow_custom_code: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -126,7 +128,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness carries no 
         within("seed", self.seed, 0, 2**32 - 1)
         self.pretrained = str(pretrained)
         asked = "auto" if device == "cuda:0" and not torch.cuda.is_available() else device
-        self._run = load_run(self.pretrained, device=asked)
+        allowed = read_value("allow_custom_code", allow_custom_code, bool)
+        self._run = load_run(self.pretrained, device=asked, allow_custom_code=allowed)
         self._model = self._run.language_model
         self._device = self._run.device
 

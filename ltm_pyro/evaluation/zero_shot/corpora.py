@@ -49,7 +49,8 @@ class FileRows:
         """(row, text, None) of every row, empty ones too."""
         there = column_names(self.path)
         column = next((name for name in self.columns if name in there), self.columns[0])
-        return read_rows(self.path, column=column, unit=self.unit)
+        rows = read_rows(self.path, column=column, unit=self.unit)
+        return ((row, str(text), label) for row, text, label in rows)
 
     def fingerprint(self) -> str:
         """The file's bytes and how they are read."""

@@ -1,0 +1,66 @@
+"""What a checkpoint's state.json and tensors must be before training goes on from them, whoever wrote them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ltm_pyro.errors import LTMError
+
+__all__ = ["check_finite", "check_state"]
+
+_MOST = 1 << 62
+_HEX = re.compile("[0-9a-f]{64}")
+
+
+def check_state(about: Mapping[str, Any], files: Iterable[str]) -> None:
+    """Holds the content of state.json against its form.
+
+    Args:
+        about: the content.
+        files: the only names that its table of digests may have: nothing else is ever opened.
+
+    Raises:
+        LTMError: it is of another form.
+    """
+    if not _is_count(about.get("step")):
+        raise LTMError(f"state.json has the step {str(about.get('step'))[:40]!r}, which is no number of steps")
+    digests = about.get("sha256")
+    if not isinstance(digests, dict) or not all(isinstance(d, str) and _HEX.fullmatch(d) for d in digests.values()):
+        raise LTMError("state.json has no table of SHA-256 digests")
+    for name in digests.keys() - {*files}:
+        raise LTMError(f"state.json names the file {name[:80]!r}, which belongs to no checkpoint")
+    state = about.get("state")
+    if not isinstance(state, dict):
+        raise LTMError("state.json has no table of the training's state")
+    sampler, sums = state.get("sampler"), state.get("sums")
+    if not isinstance(sampler, dict) or not all(map(_is_count, sampler.values())):
+        raise LTMError("state.json does not say where the sampler stands")
+    if not isinstance(sums, dict) or not all(map(_is_number, sums.values())):
+        raise LTMError("state.json has sums that are no numbers")
+    for name in ("tokens", "flops"):
+        # Operations of a long training go beyond 64 bits.
+        if not (type(state.get(name, 0)) is int and 0 <= state.get(name, 0) < _MOST**2):
+            raise LTMError(f"state.json has {name} that are no count")
+
+
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Nothing, where every entry of every tensor is a number.
+
+    Raises:
+        LTMError: one is NaN or infinite.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise LTMError(f"the tensor {key} in {name} has entries that are not finite")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _MOST  # nor NaN
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
