@@ -65,7 +65,8 @@ def steps(
             loss, tokens = ranks.sum(sums).tolist()
             losses.append(loss / tokens)
             norms.append(float(taken.gradient_norm))
-        weights = joined(learner.modules.state_dict(), ranks)
+        state = list(learner.modules.state_dict().items())  # what is read from a file has no order
+        weights = joined(dict(state if ranks.is_main else reversed(state)), ranks)
         found[kind] = {"losses": losses, "norms": norms, "weights": {n: w.cpu() for n, w in weights.items()}}
     return found
 
@@ -202,7 +203,7 @@ def assert_same_run(path: Path, other: Path) -> None:
     for row, same in zip(rows, expected, strict=True):
         # Operations are counted with the padding, which depends on who shares a batch.
         for name, value in ((name, value) for name, value in same.items() if name != "training_flops"):
-            tolerance = 1e-3 if name == "gradient_norm" else 2e-5
+            tolerance = 1e-3 if name == "gradient_norm" or name.endswith("_se") else 2e-5
             assert row[name] == (value if isinstance(value, str | None) else pytest.approx(value, rel=tolerance)), name
     for file in ("model.safetensors", "optimizer.safetensors"):
         left, right = (load_file(p / "checkpoints" / "step-00000006" / file) for p in (path, other))
