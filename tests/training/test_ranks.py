@@ -120,7 +120,13 @@ class Stop(Observer):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-EVERY_STEP = {"training.log_every": 1, "training.slow_lr": 1e-3, "training.batch_size": 6, "training.eval_every": 4}
+EVERY_STEP = {
+    "training.log_every": 1,
+    "training.slow_lr": 1e-3,
+    "training.batch_size": 6,
+    "training.eval_every": 4,
+    "data.prefetch": 0,  # so that what is asked for is what a step has
+}
 
 
 def assert_same_rows(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
