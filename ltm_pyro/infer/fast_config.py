@@ -19,8 +19,8 @@ class FastConfig:
         steps: T_fast.
         lr: η_fast, Adam's step size on the local parameters at the start of a loop.
         lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
-        optimizer: ``adam`` (the paper), or ``natural`` for natural gradients of normal guides (`NaturalGradient`), whose
-            rates lie in 0 … 1.
+        optimizer: ``adam`` (the paper), or ``natural`` for natural gradients of normal guides
+            (`NaturalGradient`), whose rates lie in 0 … 1.
         betas: Adam's moment decays.
         eps: Adam's ε.
         noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step
@@ -67,7 +67,7 @@ class FastConfig:
             raise LTMError(f"optimizer must be 'adam' or 'natural', got {self.optimizer!r}")
         if self.optimizer == "natural" and (self.lr > 1 or self.cuda_graph):
             raise LTMError(
-                f"natural fast steps take a rate of at most 1, got {self.lr}, and no cuda_graph, got {self.cuda_graph}: "
+                f"natural fast steps want a rate at most 1, got {self.lr}, and no cuda_graph, got {self.cuda_graph}: "
                 "lower the rate, leave cuda_graph out, or take adam"
             )
         if self.noise not in ("fresh", "fixed"):

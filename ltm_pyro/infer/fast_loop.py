@@ -60,7 +60,8 @@ class Fit(NamedTuple):
 class _Fitted:
     """The sequences that the loop still moves, and all that a fast step reads of them.
 
-    ``local`` are leaves of the graph, ``adam`` (or natural gradients) moves them, ``generator`` counts the noise drawn so far.
+    ``local`` are leaves of the graph, ``adam`` (or natural gradients) moves them, ``generator`` counts the noise
+    drawn so far.
     """
 
     batch: TokenBatch

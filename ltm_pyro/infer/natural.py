@@ -20,8 +20,8 @@ class NaturalGradient(torch.optim.Optimizer):
         \mu \leftarrow \mu - \rho \, \sigma^2 \, \partial_\mu \ell
 
     For a loss :math:`\ell` that is quadratic in z, curvature h, this is :math:`\sigma^{-2} \leftarrow (1 - \rho)
-    \sigma^{-2} + \rho (1 + h)` in expectation: at :math:`\rho = 1` the exact posterior after one step. An entry that the
-    text says nothing about returns to the prior, where Adam's first steps would move it by ±η whatever its gradient.
+    \sigma^{-2} + \rho (1 + h)` in expectation: at :math:`\rho = 1` the exact posterior after one step. An entry that
+    the text says nothing about returns to the prior, where Adam's first steps move it by ±η whatever its gradient.
 
     Args:
         local: ``<site>.mu`` and ``<site>.log_var`` of every site, leaves of the graph.
