@@ -79,6 +79,7 @@ class DecoderSettings:
         thought_width: width of a thought vector; None is H.
         window: tokens that self-attention sees.
         rope_base: θ of RoPE.
+        zero_cross_attention: start with cross-attention that writes nothing.
         compile: run the decoder through torch.compile, once for every length in multiples of 64 tokens.
         checkpointing: keep each block's inputs alone for the backward pass and run the block again there.
     """
@@ -90,6 +91,7 @@ class DecoderSettings:
     thought_width: int | None = None
     window: int = 256
     rope_base: float = 10_000.0
+    zero_cross_attention: bool = False
     compile: bool = False
     checkpointing: bool = False
 

@@ -23,6 +23,7 @@ __all__ = [
     "base_settings",
     "options_of_sweeps",
     "scored",
+    "spent",
     "sweep",
 ]
 
@@ -133,7 +134,7 @@ def sweep(
         for cell in cells:
             folder = options.runs / f"{cell.folder}-{seed}"
             run = trained(seeded.updated(cell.changes), data, folder)
-            about = {**cell.about, "seed": seed, "kind": run.language_model.kind, **_spent(run, folder)}
+            about = {**cell.about, "seed": seed, "kind": run.language_model.kind, **spent(run, folder)}
             for row in score(run, data, indices):
                 rows.append(about | row)
                 print(_progress(rows[-1]), flush=True)
@@ -177,7 +178,8 @@ def scored(
     }
 
 
-def _spent(run: LoadedRun, folder: Path) -> dict[str, Any]:
+def spent(run: LoadedRun, folder: Path) -> dict[str, Any]:
+    """Steps, parameters, tokens and operations of a finished run."""
     last = [row for row in RunDirectory(folder).metrics.rows() if row["split"] == "validation"][-1]
     model: Any = run.language_model
     modules = [model.svi.model, model.svi.guide] if model.kind == "ltm" else [model]
