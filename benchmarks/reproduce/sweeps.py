@@ -149,6 +149,7 @@ def scored(
     *,
     fast_steps: int | None,
     iwae: bool = True,
+    prequential: bool = True,
 ) -> dict[str, Any]:
     """Every protocol's value and standard error over sequences, and the nats of each sequence."""
     model = run.language_model
@@ -165,7 +166,8 @@ def scored(
         )
 
     if model.kind == "ltm":
-        reports = [report("elbo", "reconstruction", "prequential", samples=options.samples)]
+        predicted = ["prequential"] if prequential else []
+        reports = [report("elbo", "reconstruction", *predicted, samples=options.samples)]
         reports += [report("iwae", samples=options.weights)] if iwae else []
     else:
         reports = [report(model.comparable, samples=1)]
