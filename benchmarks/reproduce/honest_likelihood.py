@@ -38,8 +38,11 @@ RECIPE: dict[str, Any] = {
     "inference.init_log_var": -2.0,
     "inference.kl_weight_start": 0.1,
 }
-WITHOUT: dict[str, dict[str, Any]] = {
-    "any of it": {
+EQUAL_FLOPS = "AR, same window, equal FLOPs"
+BESIDE: dict[str, dict[str, Any]] = {
+    EQUAL_FLOPS: AR,  # more steps
+    "AR, full attention": AR | {"decoder.window": SMALL["data.sequence_length"]},
+    "LTM without any of it": {
         "decoder.zero_cross_attention": False,
         "inference.fast_beta1": 0.9,
         "inference.fast_beta2": 0.999,
@@ -47,12 +50,12 @@ WITHOUT: dict[str, dict[str, Any]] = {
         "inference.kl_warmup_steps": 0,
         "inference.kl_hold_steps": 0,
     },
-    "KL warm-up": {"inference.kl_warmup_steps": 0, "inference.kl_hold_steps": 0},
-    "zero start": {"decoder.zero_cross_attention": False},
-    "fast betas": {"inference.fast_beta1": 0.9, "inference.fast_beta2": 0.999},
-    "narrow start": {"inference.init_log_var": 0.0},
+    "LTM without KL warm-up": {"inference.kl_warmup_steps": 0, "inference.kl_hold_steps": 0},
+    "LTM without zero start": {"decoder.zero_cross_attention": False},
+    "LTM without fast betas": {"inference.fast_beta1": 0.9, "inference.fast_beta2": 0.999},
+    "LTM without narrow start": {"inference.init_log_var": 0.0},
 }
-"""The recipe's ingredients put back to what the tiny preset has."""
+"""Other AR models, and the recipe's ingredients put back to what the tiny preset has."""
 SMOKE: dict[str, Any] = {
     "data.documents": 60,
     "data.vocab_size": 300,
@@ -73,19 +76,19 @@ def main(arguments: list[str]) -> None:
     """Trains, scores and writes honest-likelihood.{json,md,svg}."""
     parser = parser_of("honest-likelihood", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ablated", type=int, default=1, help="seeds of the ablations and of the other AR models")
-    parser.add_argument("--without", nargs="*", default=["any of it"], choices=list(WITHOUT), help="ablations")
+    parser.add_argument("--also", nargs="*", default=list(BESIDE)[:1], choices=list(BESIDE), help="other trainings")
+    parser.add_argument("--also-seeds", type=int, default=1, help="seeds of these")
     parser.add_argument("--steps", type=int, default=1000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
     parser.add_argument("--weights", type=int, default=64, help="draws of z of iwae")
     parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--block-size", type=int, default=16, help="tokens of a block of prequential")
+    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
-    parser.add_argument("--sequences", type=int, default=24, help="validation sequences, spread over all of it")
+    parser.add_argument("--sequences", type=int, default=16, help="validation sequences, spread over all of it")
     options = options_of(parser, arguments)
     if options.smoke:
         options.seeds, options.steps, options.samples, options.weights, options.sequences = 1, 4, 2, 3, 3
-        options.eval_fast_steps, options.block_size, options.without = [1, 2], 32, list(WITHOUT)
+        options.eval_fast_steps, options.block_size, options.also = [1, 2], 32, list(BESIDE)
     base = base_settings(options)
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
@@ -117,13 +120,11 @@ def _of_seed(settings: Settings, options: Any) -> list[dict[str, Any]]:
     entropy = generator_entropy(data.validation, indices, data.tokenizer)
     autoregressive = settings.updated(AR)
     models = {"AR, same window": autoregressive, "LTM": settings}
-    if settings.training.seed < options.ablated:
-        equal = {"training.steps": steps_within(autoregressive, data, training_flops(settings, data))}
-        models |= {
-            "AR, same window, equal FLOPs": autoregressive.updated(equal),
-            "AR, full attention": autoregressive.updated({"decoder.window": settings.data.sequence_length}),
-        }
-        models |= {f"LTM without {name}": settings.updated(WITHOUT[name]) for name in options.without}
+    if settings.training.seed < options.also_seeds:
+        models |= {name: settings.updated(BESIDE[name]) for name in options.also}
+    if EQUAL_FLOPS in models:
+        equal = steps_within(autoregressive, data, training_flops(settings, data))
+        models[EQUAL_FLOPS] = models[EQUAL_FLOPS].updated({"training.steps": equal})
     rows = []
     for name, chosen in models.items():
         folder = options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{settings.training.seed}"

@@ -25,8 +25,7 @@ def smoke(tmp_path_factory):
 def test_every_model_is_scored_and_none_but_the_budgets_and_the_ingredient_differ(smoke):
     result = json.loads((smoke / "honest-likelihood.json").read_text(encoding="utf-8"))
     models = dict.fromkeys(row["model"] for row in result["rows"])
-    expected = ["AR, same window", "LTM", "AR, same window, equal FLOPs", "AR, full attention"]
-    assert list(models) == expected + [f"LTM without {name}" for name in honest_likelihood.WITHOUT]
+    assert list(models) == ["AR, same window", "LTM", *honest_likelihood.BESIDE]
     first = {name: next(row for row in result["rows"] if row["model"] == name) for name in models}
     ltm, ar = first["LTM"], first["AR, same window"]
     assert ar["training_tokens"] == ltm["training_tokens"]
