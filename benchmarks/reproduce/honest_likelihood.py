@@ -40,8 +40,7 @@ RECIPE: dict[str, Any] = {
 }
 EQUAL_FLOPS = "AR, same window, equal FLOPs"
 BESIDE: dict[str, dict[str, Any]] = {
-    EQUAL_FLOPS: AR,  # more steps
-    "AR, full attention": AR | {"decoder.window": SMALL["data.sequence_length"]},
+    "AR, full attention": AR | {"decoder.window": 10**6},
     "LTM without any of it": {
         "decoder.zero_cross_attention": False,
         "inference.fast_beta1": 0.9,
@@ -68,16 +67,23 @@ SMOKE: dict[str, Any] = {
     "training.warmup_steps": 1,
     "training.eval_sequences": 2,
 }
-FULL_SCALE = "just reproduce honest-likelihood --steps 20000 --sequences 256 --device cuda"
+FULL_SCALE = (
+    "just reproduce honest-likelihood --preset paper-ltm-s --data hf:Skylion007/openwebtext --tokenizer gpt2 "
+    "--steps 6000 --seeds 1 --sequences 256"
+)
 BOUNDS = ("elbo", "iwae", "prequential")
 
 
 def main(arguments: list[str]) -> None:
     """Trains, scores and writes honest-likelihood.{json,md,svg}."""
     parser = parser_of("honest-likelihood", __doc__.splitlines()[0])
+    parser.add_argument("--preset", metavar="NAME", help="the networks and their training (default: a very small one)")
+    parser.add_argument("--data", metavar="SOURCE", default="fables", help="text to train on")
+    parser.add_argument("--tokenizer", metavar="T", default="train", help="path or hub name (default: train one)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--also", nargs="*", default=list(BESIDE)[:1], choices=list(BESIDE), help="other trainings")
+    parser.add_argument("--also", nargs="*", default=[], choices=list(BESIDE), help="other trainings")
     parser.add_argument("--also-seeds", type=int, default=1, help="seeds of these")
+    parser.add_argument("--equal-flops", type=int, default=1, help="seeds of the AR model with the LTM's FLOPs")
     parser.add_argument("--steps", type=int, default=1000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
     parser.add_argument("--weights", type=int, default=64, help="draws of z of iwae")
@@ -99,10 +105,12 @@ def main(arguments: list[str]) -> None:
 def base_settings(options: Any) -> Settings:
     """The recipe's LTM; a smoke run's is tiny."""
     steps = options.steps
-    changes = SMALL | RECIPE | (SMOKE if options.smoke else {})
-    return preset("tiny").updated(
+    changes = (SMALL if options.preset is None else {}) | RECIPE | (SMOKE if options.smoke else {})
+    return preset(options.preset or "tiny").updated(
         changes
         | {
+            "data.source": options.data,
+            "data.tokenizer": options.tokenizer,
             "inference.kl_hold_steps": steps // 3,
             "inference.kl_warmup_steps": max(steps // 3, 1),
             "training.steps": steps,
@@ -117,14 +125,16 @@ def _of_seed(settings: Settings, options: Any) -> list[dict[str, Any]]:
     data = read_data(settings)
     wanted = min(len(data.validation), options.sequences)
     indices = [number * len(data.validation) // wanted for number in range(wanted)]
-    entropy = generator_entropy(data.validation, indices, data.tokenizer)
+    entropy = None
+    if settings.data.source == "fables":
+        entropy = generator_entropy(data.validation, indices, data.tokenizer)
     autoregressive = settings.updated(AR)
     models = {"AR, same window": autoregressive, "LTM": settings}
+    if settings.training.seed < options.equal_flops:
+        equal = steps_within(autoregressive, data, training_flops(settings, data))
+        models[EQUAL_FLOPS] = autoregressive.updated({"training.steps": equal})
     if settings.training.seed < options.also_seeds:
         models |= {name: settings.updated(BESIDE[name]) for name in options.also}
-    if EQUAL_FLOPS in models:
-        equal = steps_within(autoregressive, data, training_flops(settings, data))
-        models[EQUAL_FLOPS] = models[EQUAL_FLOPS].updated({"training.steps": equal})
     rows = []
     for name, chosen in models.items():
         folder = options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{settings.training.seed}"

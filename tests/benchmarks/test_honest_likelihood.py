@@ -25,7 +25,7 @@ def smoke(tmp_path_factory):
 def test_every_model_is_scored_and_none_but_the_budgets_and_the_ingredient_differ(smoke):
     result = json.loads((smoke / "honest-likelihood.json").read_text(encoding="utf-8"))
     models = dict.fromkeys(row["model"] for row in result["rows"])
-    assert list(models) == ["AR, same window", "LTM", *honest_likelihood.BESIDE]
+    assert list(models) == ["AR, same window", "LTM", honest_likelihood.EQUAL_FLOPS, *honest_likelihood.BESIDE]
     first = {name: next(row for row in result["rows"] if row["model"] == name) for name in models}
     ltm, ar = first["LTM"], first["AR, same window"]
     assert ar["training_tokens"] == ltm["training_tokens"]
