@@ -54,6 +54,7 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
         window=shape.window,
         max_length=settings.data.sequence_length,
         rope_base=shape.rope_base,
+        zero_cross_attention=shape.zero_cross_attention,
     )
     decoder.checkpointing = shape.checkpointing
     prior = _build("prior", settings.prior, PRIORS, Prior, decoder.thought_shape, {})  # type: ignore[type-abstract]

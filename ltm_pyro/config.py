@@ -101,6 +101,7 @@ class DecoderSettings:
         thought_width: width of a thought vector; None is H.
         window: tokens that self-attention sees.
         rope_base: θ of RoPE.
+        zero_cross_attention: start with cross-attention that writes nothing.
         compile: run the decoder through torch.compile, once for every length in multiples of 64 tokens.
         checkpointing: keep each block's inputs alone for the backward pass and run the block again there.
     """
@@ -112,6 +113,7 @@ class DecoderSettings:
     thought_width: int | None = None
     window: int = 256
     rope_base: float = 10_000.0
+    zero_cross_attention: bool = False
     compile: bool = False
     checkpointing: bool = False
 
@@ -151,13 +153,18 @@ class InferenceSettings:
         fast_lr: η_fast at the first slow step.
         fast_lr_final: η_fast at the last one; linear between.
         fast_lr_decay: the cosine inside one loop ends at η_fast times this.
+        fast_optimizer: ``adam`` or ``natural``.
+        fast_beta1: first moment decay of the fast loop's Adam.
+        fast_beta2: second moment decay of the fast loop's Adam.
         noise: ``fresh`` or ``fixed`` ε.
         slow_gradient: ``final`` or ``trajectory``.
         init_log_var: where log σ² starts.
         init_log_var_spread: standard deviation of the starts of log σ².
         init_mu_spread: standard deviation of the starts of μ.
         tolerance: early stop of a sequence's fast loop, in nats per token; None takes every step.
-        kl_warmup_steps: slow steps over which the KL's weight in training rises linearly from 0 to 1.
+        kl_warmup_steps: slow steps over which the KL's weight in training rises linearly to 1.
+        kl_weight_start: what that weight rises from.
+        kl_hold_steps: slow steps at that weight before it rises.
         free_bits: nats of each sequence's KL that training does not charge for.
         warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.
         cuda_graph: capture a fast step as a CUDA graph and replay it.
@@ -169,6 +176,9 @@ class InferenceSettings:
     fast_lr: float = 0.3
     fast_lr_final: float = 0.34
     fast_lr_decay: float = 0.1
+    fast_optimizer: Literal["adam", "natural"] = "adam"
+    fast_beta1: float = 0.9
+    fast_beta2: float = 0.999
     noise: Literal["fresh", "fixed"] = "fresh"
     slow_gradient: Literal["final", "trajectory"] = "final"
     init_log_var: float = -5.0
@@ -176,6 +186,8 @@ class InferenceSettings:
     init_mu_spread: float = 0.0
     tolerance: float | None = None
     kl_warmup_steps: int = 0
+    kl_weight_start: float = 0.0
+    kl_hold_steps: int = 0
     free_bits: float = 0.0
     warm_start: bool = False
     cuda_graph: bool = False
@@ -191,8 +203,19 @@ class InferenceSettings:
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
-        for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "free_bits"):
+        for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "kl_hold_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
+        within("inference.kl_weight_start", self.kl_weight_start, 0, 1)
+        if self.kl_hold_steps and not self.kl_warmup_steps:
+            raise LTMError(
+                f"inference.kl_hold_steps = {self.kl_hold_steps} holds the KL's weight before a warm-up that there is "
+                "none of: set inference.kl_warmup_steps"
+            )
+        if self.fast_optimizer == "natural":
+            for name in ("fast_lr", "fast_lr_final"):
+                within(f"inference.{name}", getattr(self, name), 0, 1)
+        for name in ("fast_beta1", "fast_beta2"):
+            _decay(f"inference.{name}", getattr(self, name))
         if self.tolerance is not None:
             above("inference.tolerance", self.tolerance, 0)
 
@@ -275,9 +298,7 @@ class TrainingSettings:
             at_least("training.grace_seconds", self.grace_seconds, 0)
         within("training.seed", self.seed, 0, 2**31 - 1)
         for name in ("beta1", "beta2"):
-            at_least(f"training.{name}", getattr(self, name), 0)
-            if not getattr(self, name) < 1:
-                raise LTMError(f"training.{name} must be below 1, got {getattr(self, name)}")
+            _decay(f"training.{name}", getattr(self, name))
         if self.clip_norm is not None:
             above("training.clip_norm", self.clip_norm, 0)
         if self.wandb is not None and not (self.wandb.count("/") < 2 and all(self.wandb.split("/"))):
@@ -386,6 +407,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of its dates and numbers
         raise LTMError(f"the settings file {path} is not valid TOML: {error}") from error
+
+
+def _decay(name: str, value: float) -> None:
+    """Nothing, where a moment can decay by the value.
+
+    Raises:
+        LTMError: it is below 0, or not below 1.
+    """
+    at_least(name, value, 0)
+    if not value < 1:
+        raise LTMError(f"{name} must be below 1, got {value}")
 
 
 def _update_section(name: str, section: Any, new: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ NAMES = {
     "probe": "which layer's thoughts hold the text: reconstruction by layers, swaps, interpolation",
     "steps": "quality against T_fast at training and at evaluation, and which number falls with more of them",
     "latents": "quality against the number of thoughts",
+    "honest-likelihood": "thoughts that earn their KL: bounds and prediction beside the same window without thoughts",
     "size": "decoders of three sizes, with thoughts and without",
 }
 

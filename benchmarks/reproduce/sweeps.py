@@ -23,6 +23,7 @@ __all__ = [
     "base_settings",
     "options_of_sweeps",
     "scored",
+    "spent",
     "sweep",
 ]
 
@@ -133,7 +134,7 @@ def sweep(
         for cell in cells:
             folder = options.runs / f"{cell.folder}-{seed}"
             run = trained(seeded.updated(cell.changes), data, folder)
-            about = {**cell.about, "seed": seed, "kind": run.language_model.kind, **_spent(run, folder)}
+            about = {**cell.about, "seed": seed, "kind": run.language_model.kind, **spent(run, folder)}
             for row in score(run, data, indices):
                 rows.append(about | row)
                 print(_progress(rows[-1]), flush=True)
@@ -148,6 +149,7 @@ def scored(
     *,
     fast_steps: int | None,
     iwae: bool = True,
+    prequential: bool = True,
 ) -> dict[str, Any]:
     """Every protocol's value and standard error over sequences, and the nats of each sequence."""
     model = run.language_model
@@ -164,7 +166,8 @@ def scored(
         )
 
     if model.kind == "ltm":
-        reports = [report("elbo", "reconstruction", "prequential", samples=options.samples)]
+        predicted = ["prequential"] if prequential else []
+        reports = [report("elbo", "reconstruction", *predicted, samples=options.samples)]
         reports += [report("iwae", samples=options.weights)] if iwae else []
     else:
         reports = [report(model.comparable, samples=1)]
@@ -177,7 +180,8 @@ def scored(
     }
 
 
-def _spent(run: LoadedRun, folder: Path) -> dict[str, Any]:
+def spent(run: LoadedRun, folder: Path) -> dict[str, Any]:
+    """Steps, parameters, tokens and operations of a finished run."""
     last = [row for row in RunDirectory(folder).metrics.rows() if row["split"] == "validation"][-1]
     model: Any = run.language_model
     modules = [model.svi.model, model.svi.guide] if model.kind == "ltm" else [model]

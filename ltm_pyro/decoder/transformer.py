@@ -54,6 +54,7 @@ class ThoughtDecoder(TiedTransformer):
         window: tokens that self-attention sees, the token itself included.
         max_length: training length, which places the thoughts among the tokens.
         rope_base: θ of RoPE.
+        zero_cross_attention: start with cross-attention that writes nothing: as the autoregressive decoder.
 
     References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors.
     """
@@ -70,6 +71,7 @@ class ThoughtDecoder(TiedTransformer):
         window: int = 256,
         max_length: int = 1024,
         rope_base: float = 10_000.0,
+        zero_cross_attention: bool = False,
     ):
         width = hidden if thought_width is None else thought_width
         super().__init__(
@@ -83,6 +85,9 @@ class ThoughtDecoder(TiedTransformer):
         )
         self.thought_shape = (layers, thoughts_per_layer, width)
         self.reset_parameters()
+        if zero_cross_attention:
+            for layer in range(layers):
+                nn.init.zeros_(self._block(layer).cross_attention.out.weight)
 
     held_memory: Tensor | None = None
     """`_memory_weight` in another type, between `hold` and `release`."""

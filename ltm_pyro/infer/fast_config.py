@@ -19,6 +19,8 @@ class FastConfig:
         steps: T_fast.
         lr: η_fast, Adam's step size on the local parameters at the start of a loop.
         lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
+        optimizer: ``adam`` (the paper), or ``natural`` for natural gradients of normal guides
+            (`NaturalGradient`), whose rates lie in 0 … 1.
         betas: Adam's moment decays.
         eps: Adam's ε.
         noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step
@@ -40,6 +42,7 @@ class FastConfig:
     steps: int = 16
     lr: float = 0.3
     lr_decay: float = 0.1
+    optimizer: Literal["adam", "natural"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     noise: Literal["fresh", "fixed"] = "fresh"
@@ -60,6 +63,13 @@ class FastConfig:
             raise LTMError(f"Adam's betas must be 0 or more and below 1, got {self.betas}")
         if not self.eps > 0:
             raise LTMError(f"Adam's eps must be above 0, got {self.eps}")
+        if self.optimizer not in ("adam", "natural"):
+            raise LTMError(f"optimizer must be 'adam' or 'natural', got {self.optimizer!r}")
+        if self.optimizer == "natural" and (self.lr > 1 or self.cuda_graph):
+            raise LTMError(
+                f"natural fast steps want a rate at most 1, got {self.lr}, and no cuda_graph, got {self.cuda_graph}: "
+                "lower the rate, leave cuda_graph out, or take adam"
+            )
         if self.noise not in ("fresh", "fixed"):
             raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
         if self.slow_gradient not in ("final", "trajectory"):

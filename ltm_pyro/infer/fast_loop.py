@@ -22,6 +22,7 @@ from ltm_pyro.infer.convergence import Convergence
 from ltm_pyro.infer.divergence import restarted
 from ltm_pyro.infer.elbo import ELBOTerms, SequenceELBO
 from ltm_pyro.infer.fast_config import FastConfig
+from ltm_pyro.infer.natural import NaturalGradient
 from ltm_pyro.infer.posterior import autocasting
 from ltm_pyro.infer.subsampling import FastStep, TokenSubset, TokenSubsets
 from ltm_pyro.infer.warm_start import PosteriorTable
@@ -65,12 +66,13 @@ class Fit(NamedTuple):
 class _Fitted:
     """The sequences that the loop still moves, and all that a fast step reads of them.
 
-    ``local`` are leaves of the graph, ``adam`` moves them, ``generator`` counts the noise drawn so far.
+    ``local`` are leaves of the graph, ``adam`` (or natural gradients) moves them, ``generator`` counts the noise
+    drawn so far.
     """
 
     batch: TokenBatch
     local: LocalParams
-    adam: torch.optim.Adam
+    adam: torch.optim.Optimizer
     generator: SequenceGenerator
     stem: Stem | None
 
@@ -82,10 +84,13 @@ class _Fitted:
     def rows(self, index: Int[Tensor, " rows"]) -> _Fitted:
         """Some of the sequences, with what Adam knows of them: everything has its sequence as its leading dimension."""
         local = {name: value.detach()[index].requires_grad_() for name, value in self.local.items()}
-        adam = torch.optim.Adam(list(local.values()), **self.adam.defaults)
-        for old, new in zip(self.leaves, local.values(), strict=True):
-            moments = self.adam.state[old].items()
-            adam.state[new] = {name: value[index] if value.dim() else value for name, value in moments}
+        if isinstance(self.adam, NaturalGradient):
+            adam: torch.optim.Optimizer = NaturalGradient(local, **self.adam.defaults)
+        else:
+            adam = torch.optim.Adam(list(local.values()), **self.adam.defaults)
+            for old, new in zip(self.leaves, local.values(), strict=True):
+                moments = self.adam.state[old].items()
+                adam.state[new] = {name: value[index] if value.dim() else value for name, value in moments}
         stem = None if self.stem is None else Stem(*(part[index] for part in self.stem))
         return _Fitted(self.batch[index], local, adam, self.generator.rows(index), stem)
 
@@ -136,7 +141,7 @@ class FastLoop:
         alike = config.tolerance is None and config.token_fraction == 1 and not weights
         captures = config.cuda_graph and alike and _on_cuda(batch)
         rate = torch.tensor(lr, device=batch.device) if captures else lr
-        adam = torch.optim.Adam(list(local.values()), lr=rate, betas=config.betas, eps=config.eps, capturable=captures)
+        adam = _optimizer(config, local, rate, captures)
         now = _Fitted(batch, local, adam, generator, stem)
         captured: CapturedStep | None = None
         watch = None if config.tolerance is None else Convergence(config.tolerance * batch.num_scored)
@@ -235,13 +240,20 @@ def _on_cuda(batch: TokenBatch) -> bool:
     return batch.device.type == "cuda"
 
 
-def _set_rate(adam: torch.optim.Adam, rate: float) -> None:
-    """Sets Adam's learning rate, in place where a CUDA graph reads it."""
-    group = adam.param_groups[0]
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
+def _optimizer(config: FastConfig, local: LocalParams, rate: float | Tensor, captures: bool) -> torch.optim.Optimizer:
+    """What moves the local parameters of a loop."""
+    if config.optimizer == "natural":
+        return NaturalGradient(local, config.lr)  # the loop sets its rate before every step
+    return torch.optim.Adam(local.values(), lr=rate, betas=config.betas, eps=config.eps, capturable=captures)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate, in place where a CUDA graph reads it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _kept(ended: LocalParams, places: Tensor | None, local: LocalParams) -> LocalParams:

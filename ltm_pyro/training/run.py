@@ -304,6 +304,8 @@ def fast_config(settings: Settings) -> FastConfig:
         steps=inference.fast_steps,
         lr=inference.fast_lr,
         lr_decay=inference.fast_lr_decay,
+        optimizer=inference.fast_optimizer,
+        betas=(inference.fast_beta1, inference.fast_beta2),
         noise=inference.noise,
         slow_gradient=inference.slow_gradient,
         tolerance=inference.tolerance,

@@ -26,5 +26,11 @@ def fast_lr(inference: InferenceSettings, training: TrainingSettings, step: int)
 
 
 def kl_weight(inference: InferenceSettings, step: int) -> float:
-    """What the KL counts for at slow step 0, 1, …: linear from 0 to 1 over ``kl_warmup_steps`` (Bowman et al. 2016)."""
-    return min(step / inference.kl_warmup_steps, 1.0) if inference.kl_warmup_steps else 1.0
+    """What the KL counts for at slow step 0, 1, … (Bowman et al. 2016).
+
+    ``kl_weight_start`` for ``kl_hold_steps``, then linear to 1 over ``kl_warmup_steps``.
+    """
+    if not inference.kl_warmup_steps:
+        return 1.0
+    progress = min(max(step - inference.kl_hold_steps, 0) / inference.kl_warmup_steps, 1.0)
+    return inference.kl_weight_start + (1 - inference.kl_weight_start) * progress

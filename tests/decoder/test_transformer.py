@@ -169,3 +169,17 @@ def test_log_probabilities_on_cuda_equal_those_on_cpu():
     on_cuda = TokenSequence(decoder, thoughts, batch).token_log_prob(batch.tokens)
     # Kernels sum in another order: float32 rounding through two layers.
     torch.testing.assert_close(on_cuda.cpu(), on_cpu, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decoder_whose_cross_attention_starts_at_zero_reads_no_thoughts_until_it_learns_to():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 11, "layers": 2, "hidden": 16, "heads": 2, "thoughts_per_layer": 2, "thought_width": 4}
+    decoder = ThoughtDecoder(**shape, zero_cross_attention=True)
+    inputs = torch.tensor([[1, 2, 3, 4]])
+    hidden = [decoder(decoder.stem(inputs), torch.randn(1, 2, 2, 4)) for _ in range(2)]
+    torch.testing.assert_close(hidden[0], hidden[1])
+    hidden[0].square().sum().backward()
+    assert all(float(block.cross_attention.out.weight.grad.abs().max()) > 0 for block in decoder.blocks)
+    torch.manual_seed(0)
+    other = ThoughtDecoder(**shape)  # all else is drawn alike
+    torch.testing.assert_close(other.embedding.weight, decoder.embedding.weight)

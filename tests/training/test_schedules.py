@@ -10,6 +10,7 @@ from torch import nn
 
 from ltm_pyro.components import build_model
 from ltm_pyro.config import InferenceSettings, TrainingSettings
+from ltm_pyro.errors import LTMError
 from ltm_pyro.training import build_optimizer
 from ltm_pyro.training.schedules import fast_lr, kl_weight, slow_lr
 
@@ -47,6 +48,15 @@ def test_the_weight_of_the_kl_rises_linearly_from_zero_to_one_and_is_one_without
     inference = InferenceSettings(kl_warmup_steps=4)
     assert [kl_weight(inference, s) for s in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert [kl_weight(InferenceSettings(), s) for s in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_the_weight_of_the_kl_can_be_held_before_it_rises_and_start_above_zero():
+    inference = InferenceSettings(kl_warmup_steps=2, kl_weight_start=0.5, kl_hold_steps=3)
+    assert [kl_weight(inference, s) for s in range(7)] == [0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0]
+    with pytest.raises(LTMError, match="kl_warmup_steps"):
+        InferenceSettings(kl_hold_steps=3)
+    with pytest.raises(LTMError, match="fast_beta2 must be below 1"):
+        InferenceSettings(fast_beta2=1.0)
 
 
 def test_weight_decay_acts_on_matrices_alone():
