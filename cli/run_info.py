@@ -123,5 +123,6 @@ def duration(seconds: float) -> str:
     return f"{days:.1f} days"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: Any) -> str:
+    """A number of a row; a file that others wrote may have anything in its place."""
+    return f"{value:.4f}" if isinstance(value, int | float) else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ltm_pyro.config import read_toml
 from ltm_pyro.errors import LTMError
+from ltm_pyro.untrusted import exists
 
 __all__ = ["read_settings", "to_toml"]
 
@@ -22,7 +23,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         LTMError: the file is missing, unreadable, or neither of the two.
     """
     path = Path(path)
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         raise LTMError(f"{path} is a folder: give a TOML file, or a run's {path / 'config.json'}")
     if path.suffix.lower() != ".json":
         return read_toml(path)

@@ -100,15 +100,13 @@ class Shard:
                 raise ValueError("the counts in manifest.json are not those of the files")
             if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
                 raise ValueError("its documents are not one after another")
-            if int(tokens.max()) >= manifest.vocab_size:
-                raise ValueError("a token is not in the vocabulary")
+            if len(tokens) and (largest := int(tokens.max())) >= manifest.vocab_size:
+                raise ValueError(f"tokens.bin has the id {largest}, the vocabulary ends at {manifest.vocab_size - 1}")
             labels = np.fromfile(folder / "labels.bin", dtype=LABEL_RECORD) if manifest.classes else None
             if labels is not None and (
                 len(labels) != manifest.num_documents or labels["class"].max() >= len(manifest.classes)
             ):
                 raise ValueError("labels.bin is not that of the manifest's documents and classes")
-            if len(tokens) and (largest := int(tokens.max())) >= manifest.vocab_size:
-                raise ValueError(f"tokens.bin has the id {largest}, the vocabulary ends at {manifest.vocab_size - 1}")
         except (OSError, ValueError, TypeError, LTMError) as error:
             raise LTMError(f"{folder}: not a sound token shard ({error}); delete it and run again") from error
         return cls(tokens, offsets, manifest, labels, folder)

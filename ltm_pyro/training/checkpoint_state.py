@@ -37,7 +37,7 @@ def check_state(about: Mapping[str, Any], files: Iterable[str]) -> None:
     if not isinstance(state, dict):
         raise LTMError("state.json has no table of the training's state")
     sampler, sums = state.get("sampler"), state.get("sums")
-    if not isinstance(sampler, dict) or not all(map(_is_count, sampler.values())):
+    if not isinstance(sampler, dict) or not all(_is_place(name, value) for name, value in sampler.items()):
         raise LTMError("state.json does not say where the sampler stands")
     if not isinstance(sums, dict) or not all(map(_is_number, sums.values())):
         raise LTMError("state.json has sums that are no numbers")
@@ -60,6 +60,13 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < _MOST  # nor NaN
+
+
+def _is_place(name: str, value: Any) -> bool:
+    """Whether a value may be a sampler's; one of a stream has a digest, and may not know how long an epoch is."""
+    if name == "digest":
+        return isinstance(value, str) and (value == "" or _HEX.fullmatch(value) is not None)
+    return _is_count(value) or (name == "windows" and value is None)
 
 
 def _is_count(value: Any) -> bool:

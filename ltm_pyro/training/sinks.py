@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from ltm_pyro.config import Settings
 from ltm_pyro.data.files import optional_import
 from ltm_pyro.training.checkpoints import write_durably
+from ltm_pyro.untrusted import refuse_link
 
 __all__ = ["Sink", "TensorBoardSink", "WandbSink", "build_sinks"]
 
@@ -76,6 +77,7 @@ class TensorBoardSink:
     name = "TensorBoard"
 
     def __init__(self, folder: Path):
+        refuse_link(folder)
         optional_import("tensorboard", "training.tensorboard", "tensorboard")
         self.folder = folder
         self._purge: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -154,7 +153,7 @@ def read_status(directory: RunDirectory) -> RunStatus:
         checkpoints=[path.name for path in checkpoints],
         checkpoint_age=_age(checkpoints[0] / "state.json") if checkpoints else None,
         steps_per_second=speed,
-        seconds_left=None if speed is None else max(0, left) / speed,
+        seconds_left=max(0, left) / speed if speed else None,
         tokens=last.get("training_tokens"),
         flops=last.get("training_flops"),
         rows=rows,
@@ -166,10 +165,10 @@ def read_status(directory: RunDirectory) -> RunStatus:
 def is_in_use(folder: Path) -> bool | None:
     """Whether a process holds the lock of a run directory; None where that cannot be told."""
     try:
-        held: bool = importlib.import_module("ltm_pyro.training.lock").is_locked(folder)
-    except (ImportError, AttributeError):
+        from ltm_pyro.training.lock import is_locked
+    except ImportError:
         return None
-    return held
+    return is_locked(folder)
 
 
 def _state(steps: int, step: int, begun: bool, end: Mapping[str, Any], running: bool | None) -> State:

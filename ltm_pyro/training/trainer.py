@@ -101,9 +101,8 @@ class Trainer:
             self.learner.shard(self.device)
         self.optimizer = self.learner.optimizer
         self.sampler = data.training.sampler(training.batch_size, seed=training.seed)
-        self.batches = Prefetched(
-            self.sampler, lambda indices: data.training.batch(self.ranks.share(indices)), settings.data.prefetch
-        )
+        batch, share = data.training.batch, self.ranks.share  # the thread must not hold the trainer
+        self.batches = Prefetched(self.sampler, lambda indices: batch(share(indices)), settings.data.prefetch)
         chosen = Sampler(len(data.validation), min(training.eval_sequences, len(data.validation)))
         self._validation = sorted(next(iter(chosen)))
         self.store = run.store(training.keep_checkpoints)
@@ -114,6 +113,7 @@ class Trainer:
         self.optimizer.register_step_pre_hook(lambda *_: self._stop.finish())
         self.step = 0
         self._saved = 0
+        self._crossed = False  # whether the last step's batch went over an epoch's end
         self.tokens = 0  # scored by all ranks' steps up to when they last told each other
         self.flops = 0  # likewise
         self._untold = [0, 0]  # this rank's tokens and operations since
@@ -168,6 +168,8 @@ class Trainer:
             LTMError: the disk is full, or another trainer works on the run; the last checkpoint stands.
             RankLost: another rank ended; the last checkpoint stands.
         """
+        if self.step >= self.settings.training.steps and self._is_validated():
+            return True
         # Ranks give up nothing on their own: the others would wait for their sums.
         alone = self.ranks.size == 1
         with (
@@ -224,8 +226,11 @@ class Trainer:
             group["lr"] = slow_lr(training, self.step)
         before = copy.copy(self.sampler)
         indices = next(self.sampler)
-        if self.sampler.epoch != before.epoch:
-            self._exchange_starts()  # a sequence of the new epoch may have been another rank's in the old one
+        # A sequence of the new epoch may have been another rank's in the old one, as late as in the step between them.
+        crosses = self.sampler.epoch != before.epoch
+        if crosses or self._crossed:
+            self._exchange_starts()
+        self._crossed = crosses
         batch = self.batches(indices)
         if self.settings.decoder.compile:
             batch = batch.rounded_up(_COMPILED_LENGTHS)
@@ -346,6 +351,7 @@ class Trainer:
             self.store.save(checkpoint)
         self.ranks.wait()
         self._flush_starts()
+        self._saved = self.step
         self.observer.saved(self.store.path(self.step))
 
     def _exchange_starts(self) -> None:

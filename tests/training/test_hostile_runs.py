@@ -29,6 +29,7 @@ from ltm_pyro.training import CheckpointStore, RunDirectory, load_run
 from ltm_pyro.training.checkpoints import write_durably
 from ltm_pyro.training.guarded_build import guarded
 from ltm_pyro.training.metrics import MetricsLog
+from ltm_pyro.training.sinks import TensorBoardSink
 
 STEP = "checkpoints/step-00000002"
 
@@ -289,7 +290,7 @@ def test_nothing_is_written_through_a_link_out_of_the_run(run: Path, tmp_path: P
             MetricsLog(run / name).append({"step": 1})
     elif name == "tensorboard":
         with pytest.raises(LTMError, match="is a symbolic link"):
-            MetricsLog(run / "metrics.jsonl", tensorboard=run / name)
+            TensorBoardSink(run / name)
     else:
         with pytest.raises(LTMError, match="is a symbolic link"):
             PosteriorTable(run / "posteriors")

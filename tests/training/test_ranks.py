@@ -38,8 +38,18 @@ KINDS: dict[str, dict[str, Any]] = {
 QUICK = ("parts", "amortized", "learned prior", "ar parts")
 
 
-def steps(ranks: Ranks, data: Data, folder: Path, kinds: list[str], count: int) -> dict[str, dict[str, Any]]:
+def steps(
+    ranks: Ranks, data: Data, folder: Path, kinds: list[str], count: int, dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
     """Loss of every step, posteriors of the first and of the last one, and gradient norms, by kind."""
+    torch.set_default_dtype(dtype)
+    try:
+        return _steps(ranks, data, folder, kinds, count)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _steps(ranks: Ranks, data: Data, folder: Path, kinds: list[str], count: int) -> dict[str, dict[str, Any]]:
     found = {}
     for kind in kinds:
         settings = tiny_settings(SHARED | KINDS[kind])
@@ -61,20 +71,24 @@ def steps(ranks: Ranks, data: Data, folder: Path, kinds: list[str], count: int) 
     return found
 
 
-def assert_same_steps(data: Data, folder: Path, size: int, kinds: list[str], count: int) -> None:
-    alone = steps(Ranks(), data, folder, kinds, count)
-    together = run_ranks(size, steps, data, folder, kinds, count)
+def assert_same_steps(
+    data: Data, folder: Path, size: int, kinds: list[str], count: int, dtype: torch.dtype = torch.float32
+) -> None:
+    """Of a float32 posterior only the first is compared: Adam's steps make the rounding of fifty slow ones visible."""
+    exact = dtype == torch.float64
+    alone = steps(Ranks(), data, folder, kinds, count, dtype)
+    together = run_ranks(size, steps, data, folder, kinds, count, dtype)
     for kind in kinds:
         one, several = alone[kind], [rank[kind] for rank in together]
         for rank in several:
-            assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5), kind
-            assert rank["norms"] == pytest.approx(one["norms"], rel=1e-3), kind
+            assert rank["losses"] == pytest.approx(one["losses"], rel=1e-9 if exact else 1e-5), kind
+            assert rank["norms"] == pytest.approx(one["norms"], rel=1e-7 if exact else 1e-3), kind
             assert torch.equal(rank["weights"], several[0]["weights"]), kind
-        for place, tolerance in zip(range(len(one["local"])), (1e-6, 1e-3), strict=False):
+        for place in range(len(one["local"])) if exact else range(min(1, len(one["local"]))):
             for name, value in one["local"][place].items():
                 joined = torch.cat([rank["local"][place][name] for rank in several])
                 off = float((joined - value).abs().max() / value.abs().max().clamp(min=1))
-                assert off <= tolerance, (kind, name, off, place)
+                assert off <= (1e-7 if exact else 1e-5), (kind, name, off, place)
 
 
 def test_two_ranks_take_the_steps_of_one_process(data: Data, tmp_path: Path):
@@ -85,6 +99,12 @@ def test_two_ranks_take_the_steps_of_one_process(data: Data, tmp_path: Path):
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_fifty_steps_of_every_kind_of_model_are_those_of_one_process(data: Data, tmp_path: Path, size: int):
     assert_same_steps(data, tmp_path, size, list(KINDS), 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_in_float64_losses_weights_and_posteriors_of_fifty_steps_are_the_same(data: Data, tmp_path: Path, size: int):
+    assert_same_steps(data, tmp_path, size, ["plain", "parts", "amortized", "learned prior"], 50, torch.float64)
 
 
 def train(

@@ -221,7 +221,9 @@ def test_a_folder_that_tensorboard_cannot_have_is_one_warning(tmp_path: Path, da
 
 
 def test_a_training_that_fails_is_a_failed_run_of_wandb(tmp_path: Path, data: Data, wandb: FakeWandb):
-    trainer = new_trainer(tmp_path / "run", data, {"training.wandb": "project", "training.slow_lr": 1e30})
+    trainer = new_trainer(
+        tmp_path / "run", data, {"training.wandb": "project", "training.slow_lr": 1e30, "training.max_skipped_steps": 0}
+    )
     with pytest.raises(LTMError, match="not finite"):
         trainer.fit()
     assert wandb.finished == [1]
