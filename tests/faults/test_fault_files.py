@@ -173,10 +173,8 @@ def test_a_checkpoint_that_holds_a_number_that_is_none(
     with monkeypatch.context() as patch:
         patch.setattr("ltm_pyro.training.checkpoints.not_finite", lambda tensors: None)
         CheckpointStore(folder).save(poisoned)
-    with pytest.warns(
-        UserWarning,
-        match=rf"step-00000006 is damaged: the tensor {name} in .* has entries that are not finite; going back to step 4",
-    ):
+    words = rf"step-00000006 is damaged: the tensor {name} in .* has entries that are not finite; going back to step 4"
+    with pytest.warns(UserWarning, match=words):
         assert CheckpointStore(folder).latest().step == 4
     tally("NaN or infinity in a checkpoint's weights or moments", injected=1, refused=1)
 
