@@ -53,6 +53,12 @@ class Prefetched:
         weakref.finalize(self, self._ahead.stop)
         return self._batch_of(indices)
 
+    def close(self) -> None:
+        """Ends the thread; a batch that is asked for later begins anew."""
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
 
 class _Ahead:
     """The thread and what it has ready: indices and their batch, or the error that came instead."""

@@ -74,7 +74,10 @@ def check_tokenizer(content: Any) -> None:
         # Byte-pair encoding makes each entry by one merge, some files list a few ways to the same.
         if isinstance(listed, (list, str)) and len(listed) > 4 * MAX_VOCABULARY:
             raise LTMError(f"{name} has {len(listed)} entries, more than {4 * MAX_VOCABULARY}")
-    for token in content.get("added_tokens") or ():
+    added = content.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise LTMError("added_tokens is no list")
+    for token in added:
         if not isinstance(token, dict):
             raise LTMError("an added token is no table")
         _check_id(token.get("id"))

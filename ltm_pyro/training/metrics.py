@@ -101,8 +101,9 @@ class MetricsLog:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a value has a step and a split, and no number that is too large to be shown."""
+    """Whether a value has a step and a split, and nothing else than numbers, none too large to be shown."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False
-    numbers = [value for value in row.values() if type(value) is int]
-    return row.get("split") in ("train", "validation") and all(abs(value) < 10**30 for value in numbers)
+    others = [value for name, value in row.items() if name != "split"]
+    shown = all(value is None or (isinstance(value, int | float) and not abs(value) >= 1e30) for value in others)
+    return row.get("split") in ("train", "validation") and shown

@@ -185,6 +185,8 @@ class Trainer:
                     self._save()
             except RankLost as error:
                 raise RankLost(f"{error}; {self._what_stands()}: start the job again with --resume") from error
+            finally:
+                self.batches.close()
         return self.step >= self.settings.training.steps
 
     def _fit(self) -> None:

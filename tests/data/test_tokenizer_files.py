@@ -128,6 +128,7 @@ def test_tokenizers_with_usual_patterns_load_and_encode_long_runs_in_little_time
         (lambda c: c["model"]["vocab"].update(a=True), "token id 'True'"),
         (lambda c: c["added_tokens"][0].update(id=4_294_967_295), "token id '4294967295'"),
         (lambda c: c.update(added_tokens=["x"]), "an added token is no table"),
+        (lambda c: c.update(added_tokens=3), "added_tokens is no list"),
         (lambda c: c.update(normalizer=nested(40)), "nested more than 64 deep"),
         (lambda c: c["model"].update(merges=[["zz", "yy"]]), "Token `zz` out of vocabulary"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,13 @@ def test_a_device_that_is_not_there_is_refused(name: str, words: str):
         choose_device(name)
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_no_thread_is_left_behind_a_training(tmp_path: Path, data: Data):
+    others = set(threading.enumerate())
+    trainer = new_trainer(tmp_path / "run", data)
+    assert trainer.fit()
+    deadline = time.monotonic() + 5
+    while (left := set(threading.enumerate()) - others) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
