@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import json
 import os
 import shutil
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -32,7 +32,6 @@ RUN = Path("run")
 """The sound run, of which a case changes a copy."""
 
 _folder = Path()
-_numbers = itertools.count()
 
 
 def prepare(folder: Path) -> None:
@@ -53,8 +52,7 @@ def prepare(folder: Path) -> None:
 
 def answer(case: dict[str, Any]) -> tuple[str, str]:
     """The outcome of one case."""
-    place = _folder / f"case-{next(_numbers)}"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="case-", dir=_folder))  # a process that died has left its own
     try:
         for name, content in case["files"].items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)

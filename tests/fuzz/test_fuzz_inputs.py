@@ -131,4 +131,5 @@ def test_the_worker_tells_a_bug_a_hang_and_much_memory_from_a_refusal(worker: Wo
     assert "MemoryError" in worker.run("hoard").text
     assert worker.run("hang", cpu_seconds=1) == Outcome("failed", "the process died (-27) or gave no answer")
     assert worker.run("crash").kind == "failed"
-    assert worker.run("tokenizer", {"tokenizer.json": b"{"}).kind == "refused"
+    outcome = worker.run("tokenizer", {"tokenizer.json": b"{"})
+    assert outcome.kind == "refused", outcome.text
