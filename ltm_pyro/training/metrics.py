@@ -101,9 +101,11 @@ class MetricsLog:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a value has a step and a split, and nothing else than numbers, none too large to be shown."""
+    """Whether a value has a step and a split, and nothing else than numbers that can be shown and drawn."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False
-    others = [value for name, value in row.items() if name != "split"]
-    shown = all(value is None or (isinstance(value, int | float) and not abs(value) >= 1e30) for value in others)
-    return row.get("split") in ("train", "validation") and shown
+    others = {name: value for name, value in row.items() if name != "split" and value is not None}
+    if not all(isinstance(value, int | float) and not abs(value) >= 1e30 for value in others.values()):
+        return False
+    errors = (value for name, value in others.items() if name.endswith("_se"))
+    return row.get("split") in ("train", "validation") and not any(error < 0 for error in errors)

@@ -85,6 +85,7 @@ def test_info_and_plot_show_a_run_whose_metrics_are_garbage(cli: Run, copy: Path
         '{"step": 1, "split": "validation"}',
         '{"step": 2, "split": "validation", "elbo": "x", "elbo_se": []}',
         '{"step": 3, "split": "train", "loss": 1.0, "training_tokens": 1, "training_flops": "x"}',
+        '{"step": 3, "split": "validation", "elbo": 1.0, "elbo_se": -925}',
         "[" * 9999,
     ]
     with (copy / "metrics.jsonl").open("a") as file:
