@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ltm_pyro.training.provenance import processor
+
 __all__ = ["Comparison", "compare", "machine", "peak_bytes", "seconds_of", "show", "spread", "table", "write_result"]
 
 
@@ -113,7 +115,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     about = {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -159,11 +161,3 @@ def _brief(value: float) -> str:
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

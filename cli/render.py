@@ -30,6 +30,7 @@ __all__ = [
     "console",
     "draw_samples",
     "notices",
+    "number",
     "reading",
     "show_manifest",
     "show_report",
@@ -190,7 +191,7 @@ def show_report(out: Console, row: Mapping[str, Any], protocols: Sequence[str]) 
         "", "nats/token", "± s.e.", "what it is", title=f"{row['data']} under {row['run']}, step {row['step']}"
     )
     for name in (name for name in (*protocols, "kl", "log_joint") if row.get(name) is not None):
-        table.add_row(name, f"{row[name]:.4f}", _number(row[f"{name}_se"]), meaning[name])
+        table.add_row(name, f"{row[name]:.4f}", number(row[f"{name}_se"]), meaning[name])
     if row.get("generator_entropy") is not None:
         table.add_row("generator", f"{row['generator_entropy']:.4f}", "", "exact -log p(x) of the same texts")
     out.print(table)
@@ -273,7 +274,8 @@ def _terms(row: Mapping[str, Any]) -> str:
     )
 
 
-def _number(value: object) -> str:
+def number(value: object) -> str:
+    """A number of a row, four digits; a file that others wrote may have anything in its place, which is nothing."""
     return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 

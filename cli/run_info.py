@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ltm_pyro.cli.chart import Points, draw, wants_logarithm
-from ltm_pyro.cli.render import BASELINE_TERMS, show_settings
+from ltm_pyro.cli.render import BASELINE_TERMS, number, show_settings
 from rich.console import Console
 from rich.table import Table
 
@@ -70,7 +70,7 @@ def _show_validations(out: Console, rows: Sequence[Mapping[str, Any]]) -> None:
             columns = {name: about_it, f"{name}_se": error}
     table = Table("step", *columns.values(), title="validation, nats/token")
     for row in rows[-10:]:
-        table.add_row(str(row["step"]), *(_number(row.get(name)) for name in columns))
+        table.add_row(str(row["step"]), *(number(row.get(name)) for name in columns))
     out.print(table)
 
 
@@ -121,8 +121,3 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{int(hours)} h {int(minutes) % 60:02d} min"
     return f"{days:.1f} days"
-
-
-def _number(value: Any) -> str:
-    """A number of a row; a file that others wrote may have anything in its place."""
-    return f"{value:.4f}" if isinstance(value, int | float) else ""

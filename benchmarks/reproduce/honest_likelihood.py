@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.reproduce.comparison import steps_within, training_flops
 from benchmarks.reproduce.recipe import options_of, parser_of, read_data, trained
 from benchmarks.reproduce.sweeps import AR, scored, spent
+from benchmarks.reproduce.sweeps import SMOKE as SWEEPS_SMOKE
 from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_hat, mean, reference_line
 from ltm_pyro.config import Settings
 from ltm_pyro.evaluation import generator_entropy
@@ -55,18 +56,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "LTM without narrow start": {"inference.init_log_var": 0.0},
 }
 """Other AR models, and the recipe's ingredients put back to what the tiny preset has."""
-SMOKE: dict[str, Any] = {
-    "data.documents": 60,
-    "data.vocab_size": 300,
-    "data.sequence_length": 64,
-    "data.validation_fraction": 0.1,
-    "decoder.hidden": 16,
-    "decoder.heads": 2,
-    "decoder.thought_width": 8,
-    "training.batch_size": 2,
-    "training.warmup_steps": 1,
-    "training.eval_sequences": 2,
-}
+SMOKE = SWEEPS_SMOKE | {"data.validation_fraction": 0.1}
 FULL_SCALE = (
     "just reproduce honest-likelihood --preset paper-ltm-s --data hf:Skylion007/openwebtext --tokenizer gpt2 "
     "--steps 6000 --seeds 1 --sequences 256"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ltm_pyro.errors import LTMError
 
-__all__ = ["check_finite", "check_state"]
+__all__ = ["check_finite", "check_state", "not_finite"]
 
 _MOST = 1 << 62
 _HEX = re.compile("[0-9a-f]{64}")
@@ -53,9 +53,13 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     Raises:
         LTMError: one is NaN or infinite.
     """
-    for key, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise LTMError(f"the tensor {key} in {name} has entries that are not finite")
+    if key := not_finite(tensors):
+        raise LTMError(f"the tensor {key} in {name} has entries that are not finite")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, if one does."""
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
 def _is_number(value: Any) -> bool:

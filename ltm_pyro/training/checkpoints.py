@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ltm_pyro.errors import LTMError, unwritable
-from ltm_pyro.training.checkpoint_state import check_finite, check_state
+from ltm_pyro.training.checkpoint_state import check_finite, check_state, not_finite
 from ltm_pyro.untrusted import read_bytes, read_json, refuse_link, tensor_entries
 
-__all__ = ["Checkpoint", "CheckpointStore", "not_finite", "read_checkpoint", "write_durably"]
+__all__ = ["Checkpoint", "CheckpointStore", "read_checkpoint", "write_durably"]
 
 FORMAT = 1
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
@@ -169,16 +169,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         except SafetensorError as error:
             raise LTMError(f"checkpoint {path} is damaged: {name} is not a safetensors file ({error})") from error
     model, optimizer, *posteriors = tensors
-    if weight := not_finite(model | optimizer):
-        raise LTMError(f"checkpoint {path} is damaged: {weight} is not finite")
     if path.name.startswith("step-") and path.name[5:].isdigit() and int(path.name[5:]) != about["step"]:
         raise LTMError(f"checkpoint {path} is damaged: it is that of step {about['step']}")
     return Checkpoint(about["step"], model, optimizer, about["state"], *posteriors)
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that holds NaN or infinity, if one does."""
-    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from ltm_pyro.data.files import first_line
 from ltm_pyro.errors import DivergenceError
 from ltm_pyro.ranks import present_ranks
 
-__all__ = ["differences", "environment", "git_state", "read_sessions", "recorded_session", "versions"]
+__all__ = ["differences", "environment", "git_state", "processor", "read_sessions", "recorded_session", "versions"]
 
 _FILE = "sessions.jsonl"
 _PACKAGES = {
@@ -93,7 +93,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cuda": torch.version.cuda,
         "gpu": gpu,
         "world_size": present_ranks().size,
@@ -186,7 +186,8 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this machine's processor, as the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -22,7 +22,8 @@ from ltm_pyro.evaluation.together import evaluate_together
 from ltm_pyro.noise import mix64
 from ltm_pyro.ranks import RankLost, present_ranks
 from ltm_pyro.sharding import joined, local_part
-from ltm_pyro.training.checkpoints import Checkpoint, not_finite
+from ltm_pyro.training.checkpoint_state import not_finite
+from ltm_pyro.training.checkpoints import Checkpoint
 from ltm_pyro.training.initial_weights import load_initial_weights
 from ltm_pyro.training.learners import SlowStep, build_learner
 from ltm_pyro.training.metrics import MetricsLog
