@@ -54,7 +54,8 @@ def build_model(settings: Settings, vocab_size: int) -> LatentThoughtModel:
         window=shape.window,
         max_length=settings.data.sequence_length,
         rope_base=shape.rope_base,
-        zero_cross_attention=shape.zero_cross_attention,
+        thought_addresses=shape.thought_addresses,
+        thought_gain=shape.thought_gain,
     )
     decoder.checkpointing = shape.checkpointing
     prior = _build("prior", settings.prior, PRIORS, Prior, decoder.thought_shape, {})  # type: ignore[type-abstract]

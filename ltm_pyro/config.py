@@ -101,7 +101,9 @@ class DecoderSettings:
         thought_width: width of a thought vector; None is H.
         window: tokens that self-attention sees.
         rope_base: θ of RoPE.
-        zero_cross_attention: start with cross-attention that writes nothing.
+        thought_addresses: add a learned vector to the key of every thought, in place of rotary positions.
+        thought_gain: standard deviation of what one thought z ~ N(0, I) adds to the residual stream at first; 0 starts
+            as the autoregressive decoder does, None draws these maps as all others.
         compile: run the decoder through torch.compile, once for every length in multiples of 64 tokens.
         checkpointing: keep each block's inputs alone for the backward pass and run the block again there.
     """
@@ -113,7 +115,8 @@ class DecoderSettings:
     thought_width: int | None = None
     window: int = 256
     rope_base: float = 10_000.0
-    zero_cross_attention: bool = False
+    thought_addresses: bool = False
+    thought_gain: float | None = None
     compile: bool = False
     checkpointing: bool = False
 
@@ -134,6 +137,8 @@ class DecoderSettings:
                 "choose a multiple of the layers"
             )
         above("decoder.rope_base", self.rope_base, 1)
+        if self.thought_gain is not None:
+            within("decoder.thought_gain", self.thought_gain, 0, 100)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,7 @@ class InferenceSettings:
         fast_lr: η_fast at the first slow step.
         fast_lr_final: η_fast at the last one; linear between.
         fast_lr_decay: the cosine inside one loop ends at η_fast times this.
+        fast_lr_power: κ of fast step sizes η_fast / t^κ, in place of the cosine; None is the cosine.
         fast_optimizer: ``adam`` or ``natural``.
         fast_beta1: first moment decay of the fast loop's Adam.
         fast_beta2: second moment decay of the fast loop's Adam.
@@ -176,6 +182,7 @@ class InferenceSettings:
     fast_lr: float = 0.3
     fast_lr_final: float = 0.34
     fast_lr_decay: float = 0.1
+    fast_lr_power: float | None = None
     fast_optimizer: Literal["adam", "natural"] = "adam"
     fast_beta1: float = 0.9
     fast_beta2: float = 0.999
@@ -203,6 +210,8 @@ class InferenceSettings:
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
+        if self.fast_lr_power is not None:
+            within("inference.fast_lr_power", self.fast_lr_power, 0, 1)
         for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "kl_hold_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
         within("inference.kl_weight_start", self.kl_weight_start, 0, 1)

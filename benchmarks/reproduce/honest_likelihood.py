@@ -8,79 +8,97 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.reproduce.comparison import steps_within, training_flops
-from benchmarks.reproduce.recipe import options_of, parser_of, read_data, trained
+from benchmarks.reproduce.kept import kept
+from benchmarks.reproduce.recipe import options_of, parser_of, plain, read_data, trained
 from benchmarks.reproduce.sweeps import AR, scored, spent
 from benchmarks.reproduce.sweeps import SMOKE as SWEEPS_SMOKE
 from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_hat, mean, reference_line
 from ltm_pyro.config import Settings
+from ltm_pyro.data import Data
 from ltm_pyro.evaluation import generator_entropy
 from ltm_pyro.presets import preset
 
 # Whole fables, of which a token sees eight: names and treasures come back after twenty to a hundred.
 SMALL: dict[str, Any] = {
-    "data.documents": 20_000,
-    "data.validation_fraction": 0.02,
+    "data.documents": 40_000,
+    "data.validation_fraction": 0.01,
     "data.sequence_length": 448,
     "decoder.layers": 1,
     "decoder.hidden": 64,
-    "decoder.num_thoughts": 4,
-    "decoder.thought_width": 16,
     "decoder.window": 8,
+    "decoder.num_thoughts": 16,
+    "decoder.thought_width": 16,
+    "inference.fast_steps": 4,
     "training.slow_lr": 6e-3,
     "training.slow_lr_final": 3e-4,
     "training.warmup_steps": 30,
     "training.eval_sequences": 16,
 }
-# What is changed in the tiny preset's fast loop and objective.
+# What is changed in the paper's decoder, fast loop and objective.
 RECIPE: dict[str, Any] = {
-    "decoder.zero_cross_attention": True,
+    "decoder.thought_addresses": True,
+    "decoder.thought_gain": 0.0,
+    "inference.init_log_var": 0.0,
+    "inference.fast_optimizer": "natural",
+    "inference.fast_lr": 1.0,
+    "inference.fast_lr_final": 1.0,
+    "inference.fast_lr_power": 0.7,
+    "inference.kl_weight_start": 0.05,
+}
+# Adam with a memory as short as the loop is: its usual decays overshoot in four steps.
+ADAM: dict[str, Any] = {
+    "inference.fast_optimizer": "adam",
+    "inference.fast_lr": 0.3,
+    "inference.fast_lr_final": 0.3,
+    "inference.fast_lr_power": None,
     "inference.fast_beta1": 0.5,
     "inference.fast_beta2": 0.9,
-    "inference.init_log_var": -2.0,
-    "inference.kl_weight_start": 0.1,
 }
+AT_ONCE: dict[str, Any] = {"inference.kl_warmup_steps": 0, "inference.kl_hold_steps": 0}
 EQUAL_FLOPS = "AR, same window, equal FLOPs"
 BESIDE: dict[str, dict[str, Any]] = {
     "AR, full attention": AR | {"decoder.window": 10**6},
-    "LTM without any of it": {
-        "decoder.zero_cross_attention": False,
-        "inference.fast_beta1": 0.9,
-        "inference.fast_beta2": 0.999,
-        "inference.init_log_var": 0.0,
-        "inference.kl_warmup_steps": 0,
-        "inference.kl_hold_steps": 0,
-    },
-    "LTM without KL warm-up": {"inference.kl_warmup_steps": 0, "inference.kl_hold_steps": 0},
-    "LTM without zero start": {"decoder.zero_cross_attention": False},
-    "LTM without fast betas": {"inference.fast_beta1": 0.9, "inference.fast_beta2": 0.999},
-    "LTM without narrow start": {"inference.init_log_var": 0.0},
+    "LTM without addresses": {"decoder.thought_addresses": False},
+    "LTM without zero gain": {"decoder.thought_gain": None},
+    "LTM without natural steps": ADAM,
+    "LTM without KL warm-up": AT_ONCE,
+    "LTM without any of it": {"decoder.thought_addresses": False, "decoder.thought_gain": None} | ADAM | AT_ONCE,
+    "LTM, 8 thoughts": {"decoder.num_thoughts": 8},
+    "LTM, 4 thoughts": {"decoder.num_thoughts": 4},
+    "LTM, 2 thoughts": {"decoder.num_thoughts": 2},
 }
-"""Other AR models, and the recipe's ingredients put back to what the tiny preset has."""
+"""Another AR model, the recipe's ingredients put back to what the paper has, and fewer thoughts."""
 SMOKE = SWEEPS_SMOKE | {"data.validation_fraction": 0.1}
 FULL_SCALE = (
     "just reproduce honest-likelihood --preset paper-ltm-s --data hf:Skylion007/openwebtext --tokenizer gpt2 "
     "--steps 6000 --seeds 1 --sequences 256"
 )
 BOUNDS = ("elbo", "iwae", "prequential")
+ASKED = ("samples", "weights", "eval_fast_steps", "block_size", "batch_size")
+"""The options that scores depend on."""
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, scores and writes honest-likelihood.{json,md,svg}."""
+    """Trains, scores and writes honest-likelihood.{json,md,svg}, or those of ``--result``."""
     parser = parser_of("honest-likelihood", __doc__.splitlines()[0])
     parser.add_argument("--preset", metavar="NAME", help="the networks and their training (default: a very small one)")
     parser.add_argument("--data", metavar="SOURCE", default="fables", help="text to train on")
+    parser.add_argument("--validation", metavar="SOURCE", help="text to score on (default: held out of --data)")
     parser.add_argument("--tokenizer", metavar="T", default="train", help="path or hub name (default: train one)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of all models")
+    parser.add_argument("--title", default="thoughts against the same window without them")
+    parser.add_argument("--result", dest="result_name", default="honest-likelihood", help="name of the results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--also", nargs="*", default=[], choices=list(BESIDE), help="other trainings")
     parser.add_argument("--also-seeds", type=int, default=1, help="seeds of these")
-    parser.add_argument("--equal-flops", type=int, default=1, help="seeds of the AR model with the LTM's FLOPs")
-    parser.add_argument("--steps", type=int, default=1000, help="slow steps of the LTM")
+    parser.add_argument("--equal-flops", type=int, default=3, help="seeds of the AR model with the LTM's FLOPs")
+    parser.add_argument("--steps", type=int, default=3000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
     parser.add_argument("--weights", type=int, default=64, help="draws of z of iwae")
-    parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[16, 4, 64])
     parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
-    parser.add_argument("--sequences", type=int, default=16, help="validation sequences, spread over all of it")
+    parser.add_argument("--sequences", type=int, default=32, help="validation sequences, spread over all of it")
     options = options_of(parser, arguments)
     if options.smoke:
         options.seeds, options.steps, options.samples, options.weights, options.sequences = 1, 4, 2, 3, 3
@@ -88,7 +106,10 @@ def main(arguments: list[str]) -> None:
     base = base_settings(options)
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
-        rows += _of_seed(base.updated({"training.seed": seed}), options)
+        seeded = base.updated({"training.seed": seed})
+        data = read_data(seeded)
+        for name, chosen in trainings(seeded, data, options).items():
+            rows += rows_of(name, chosen, data, options)
         final_page(options, base, rows, _markdown, _draw, full_scale=FULL_SCALE)
 
 
@@ -96,13 +117,14 @@ def base_settings(options: Any) -> Settings:
     """The recipe's LTM; a smoke run's is tiny."""
     steps = options.steps
     changes = (SMALL if options.preset is None else {}) | RECIPE | (SMOKE if options.smoke else {})
+    changes |= dict(setting.split("=", 1) for setting in options.set)
+    named = {"data.source": options.data, "data.validation": options.validation, "data.tokenizer": options.tokenizer}
     return preset(options.preset or "tiny").updated(
         changes
+        | {key: value for key, value in named.items() if value is not None}
         | {
-            "data.source": options.data,
-            "data.tokenizer": options.tokenizer,
-            "inference.kl_hold_steps": steps // 3,
-            "inference.kl_warmup_steps": max(steps // 3, 1),
+            "inference.kl_hold_steps": steps * 2 // 5,
+            "inference.kl_warmup_steps": max(steps * 4 // 15, 1),
             "training.steps": steps,
             "training.eval_every": max(steps // 10, 1),
             "training.checkpoint_every": steps,
@@ -111,13 +133,8 @@ def base_settings(options: Any) -> Settings:
     )
 
 
-def _of_seed(settings: Settings, options: Any) -> list[dict[str, Any]]:
-    data = read_data(settings)
-    wanted = min(len(data.validation), options.sequences)
-    indices = [number * len(data.validation) // wanted for number in range(wanted)]
-    entropy = None
-    if settings.data.source == "fables":
-        entropy = generator_entropy(data.validation, indices, data.tokenizer)
+def trainings(settings: Settings, data: Data, options: Any) -> dict[str, Settings]:
+    """Every model of a seed, by name."""
     autoregressive = settings.updated(AR)
     models = {"AR, same window": autoregressive, "LTM": settings}
     if settings.training.seed < options.equal_flops:
@@ -125,19 +142,37 @@ def _of_seed(settings: Settings, options: Any) -> list[dict[str, Any]]:
         models[EQUAL_FLOPS] = autoregressive.updated({"training.steps": equal})
     if settings.training.seed < options.also_seeds:
         models |= {name: settings.updated(BESIDE[name]) for name in options.also}
-    rows = []
-    for name, chosen in models.items():
-        folder = options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{settings.training.seed}"
-        run = trained(chosen, data, folder)
-        about = {"model": name, "seed": settings.training.seed, "generator_entropy": entropy, **spent(run, folder)}
-        for steps in options.eval_fast_steps if run.language_model.kind == "ltm" else [None]:
+    return models
+
+
+def rows_of(name: str, settings: Settings, data: Data, options: Any) -> list[dict[str, Any]]:
+    """Trains a model, or takes it as it is, and scores it once for every number of fast steps."""
+    seed = settings.training.seed
+    folder = options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    run = trained(settings, data, folder)
+    wanted = min(len(data.validation), options.sequences)
+    indices = [number * len(data.validation) // wanted for number in range(wanted)]
+    asked = {key: value for key, value in plain(options).items() if key in ASKED} | {"indices": indices}
+
+    def scores() -> dict[str, Any]:
+        entropy = None
+        if settings.data.source == "fables":
+            entropy = generator_entropy(data.validation, indices, data.tokenizer)
+        about = {"model": name, "seed": seed, "generator_entropy": entropy, **spent(run, folder)}
+        if run.language_model.kind != "ltm":
+            return {"rows": [about | {"eval_fast_steps": None, **scored(run, data, indices, options, fast_steps=None)}]}
+        rows = []
+        for steps in options.eval_fast_steps:
             # Every prefix is fitted anew, so prediction is dear: with the first number of fast steps alone.
             first = steps == options.eval_fast_steps[0]
             scores = scored(run, data, indices, options, fast_steps=steps, prequential=first)
-            row = about | {"eval_fast_steps": steps, **scores}
-            rows.append(row)
-            shown = ", ".join(f"{key} {score['value']:.4f}" for key, score in row["scores"].items())
-            print(f"{name}, seed {row['seed']}, T_fast {steps}: {shown}", flush=True)
+            rows.append(about | {"eval_fast_steps": steps, **scores})
+        return {"rows": rows}
+
+    rows: list[dict[str, Any]] = kept(folder, asked, scores)["rows"]
+    for row in rows:
+        shown = ", ".join(f"{key} {score['value']:.4f}" for key, score in row["scores"].items())
+        print(f"{name}, seed {seed}, T_fast {row['eval_fast_steps']}: {shown}", flush=True)
     return rows
 
 
@@ -153,7 +188,7 @@ def closed(rows: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]],
 def _markdown(result: dict[str, Any]) -> list[str]:
     rows = result["rows"]
     lines = [
-        "# honest-likelihood: thoughts against the same window without them",
+        f"# {result['options']['title']}",
         "",
         "| model | seeds | T_fast, evaluation | reconstruction (no KL) | elbo | iwae | k̂ of iwae | "
         "prequential or likelihood | the same − AR | gap closed: elbo, iwae, prequential | steps | FLOPs |",

@@ -94,11 +94,14 @@ class CrossAttention(nn.Module):
         hidden: width H of the residual stream.
         heads: number of heads.
         thought_width: width of a thought vector, projected to H by the key and value maps.
+        addresses: number of thoughts, each of which gets a learned vector that is added to its key, whatever it says;
+            None is none.
     """
 
-    def __init__(self, hidden: int, heads: int, thought_width: int):
+    def __init__(self, hidden: int, heads: int, thought_width: int, addresses: int | None = None):
         super().__init__()
         self.heads = heads
+        self.address = None if addresses is None else nn.Parameter(torch.empty(addresses, hidden))
         self.query = Linear(hidden, hidden)
         self.key = Linear(thought_width, hidden)
         self.value = Linear(thought_width, hidden)
@@ -107,8 +110,18 @@ class CrossAttention(nn.Module):
     def queries(
         self, x: Float[Tensor, "batch token hidden"], rope: Rotation
     ) -> Float[Tensor, "batch head token head_dim"]:
-        """Queries rotated by token position; they do not depend on the thoughts of this layer."""
-        return rotate(rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads), rope)
+        """Queries, rotated by token position unless thoughts have addresses; thoughts of this layer do not enter."""
+        queries = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads)
+        return queries if self.address is not None else rotate(queries, rope)
+
+    def keys(
+        self, projected: Float[Tensor, "batch head slot head_dim"], rope: Rotation
+    ) -> Float[Tensor, "batch head slot head_dim"]:
+        """Keys of projected thoughts: with their addresses, or rotated by their positions among the tokens."""
+        if self.address is None:
+            return rotate(projected, rope)
+        address = rearrange(self.address.to(projected.dtype), "n (h d) -> h n d", h=self.heads)
+        return projected + address
 
     def attend(
         self, queries: Float[Tensor, "batch head token head_dim"], memory: tuple[Tensor, Tensor]

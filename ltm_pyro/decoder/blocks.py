@@ -43,11 +43,11 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x → + self-attention(norm x) → + cross-attention(norm x, z_l) → + SwiGLU(norm x)."""
 
-    def __init__(self, hidden: int, heads: int, thought_width: int):
+    def __init__(self, hidden: int, heads: int, thought_width: int, addresses: int | None = None):
         super().__init__()
         self.self_norm = nn.RMSNorm(hidden, eps=1e-5)
         self.self_attention = SelfAttention(hidden, heads)
         self.cross_norm = nn.RMSNorm(hidden, eps=1e-5)
-        self.cross_attention = CrossAttention(hidden, heads, thought_width)
+        self.cross_attention = CrossAttention(hidden, heads, thought_width, addresses)
         self.feed_forward_norm = nn.RMSNorm(hidden, eps=1e-5)
         self.feed_forward = SwiGLU(hidden)

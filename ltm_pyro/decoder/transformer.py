@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.decoder.blocks import Block
 from ltm_pyro.decoder.cache import DecoderCache, LayerCache
-from ltm_pyro.decoder.rotary import rotate, rotation
+from ltm_pyro.decoder.rotary import rotation
 from ltm_pyro.decoder.tied import TiedTransformer
 
 __all__ = ["Stem", "ThoughtDecoder"]
@@ -42,7 +42,9 @@ class ThoughtDecoder(TiedTransformer):
 
     Rotary positions: tokens by their index; thought k of a layer stands at token position
     :math:`k \lfloor \text{max\_length} / N_z \rfloor`. Positions at and beyond ``max_length`` query the thoughts from
-    position ``max_length - 1``, the last distance that training has seen.
+    position ``max_length - 1``, the last distance that training has seen. With ``thought_addresses``, cross-attention
+    has no positions: a thought is found by what it says and by a learned vector of its own, so that a kind of token can
+    always ask the same thought.
 
     Args:
         vocab_size: V.
@@ -54,7 +56,9 @@ class ThoughtDecoder(TiedTransformer):
         window: tokens that self-attention sees, the token itself included.
         max_length: training length, which places the thoughts among the tokens.
         rope_base: θ of RoPE.
-        zero_cross_attention: start with cross-attention that writes nothing: as the autoregressive decoder.
+        thought_addresses: add a learned vector to the key of every thought, in place of rotary positions.
+        thought_gain: standard deviation of what one thought z ~ N(0, I) adds to the residual stream at first; 0 starts
+            as the autoregressive decoder does, None draws these maps as all others.
 
     References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors.
     """
@@ -71,11 +75,13 @@ class ThoughtDecoder(TiedTransformer):
         window: int = 256,
         max_length: int = 1024,
         rope_base: float = 10_000.0,
-        zero_cross_attention: bool = False,
+        thought_addresses: bool = False,
+        thought_gain: float | None = None,
     ):
+        addresses = thoughts_per_layer if thought_addresses else None
         width = hidden if thought_width is None else thought_width
         super().__init__(
-            nn.ModuleList(Block(hidden, heads, width) for _ in range(layers)),
+            nn.ModuleList(Block(hidden, heads, width, addresses) for _ in range(layers)),
             vocab_size=vocab_size,
             hidden=hidden,
             heads=heads,
@@ -85,9 +91,13 @@ class ThoughtDecoder(TiedTransformer):
         )
         self.thought_shape = (layers, thoughts_per_layer, width)
         self.reset_parameters()
-        if zero_cross_attention:
-            for layer in range(layers):
-                nn.init.zeros_(self._block(layer).cross_attention.out.weight)
+        for layer in range(layers):
+            attention = self._block(layer).cross_attention
+            if attention.address is not None:
+                nn.init.normal_(attention.address)
+            if thought_gain is not None:
+                nn.init.normal_(attention.value.weight, std=width**-0.5)
+                nn.init.normal_(attention.out.weight, std=thought_gain * hidden**-0.5)
 
     held_memory: Tensor | None = None
     """`_memory_weight` in another type, between `hold` and `release`."""
@@ -152,7 +162,7 @@ class ThoughtDecoder(TiedTransformer):
         both = torch.bmm(weight, rearrange(thoughts.to(weight.dtype), "b l n w -> l w (b n)"))
         both = rearrange(both, "l (two h d) (b n) -> two l b h n d", two=2, d=self.head_dim, n=per_layer)
         keys, values = both.contiguous()
-        return list(zip(rotate(keys, rope), values, strict=True))
+        return [(self._block(i).cross_attention.keys(keys[i], rope), values[i]) for i in range(layers)]
 
     def _memory_weight(self) -> Float[Tensor, "layer key_value width"]:
         """The maps to keys and values of all layers, so that their products are one."""

@@ -31,8 +31,8 @@ def test_every_model_is_scored_and_none_but_the_budgets_and_the_ingredient_diffe
     assert ar["training_tokens"] == ltm["training_tokens"]
     assert first["AR, same window, equal FLOPs"]["training_flops"] <= ltm["training_flops"]
     assert abs(ar["parameters"] - ltm["parameters"]) < 0.02 * ltm["parameters"]
-    changed = load_run(smoke / "runs" / "LTM-without-zero-start-0", device="cpu").settings
-    assert changed.updated({"decoder.zero_cross_attention": True}) == load_run(smoke / "runs" / "LTM-0").settings
+    changed = load_run(smoke / "runs" / "LTM-without-zero-gain-0", device="cpu").settings
+    assert changed.updated({"decoder.thought_gain": 0.0}) == load_run(smoke / "runs" / "LTM-0").settings
     table = (smoke / "honest-likelihood.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in table for name in models)
     assert str(smoke) not in table

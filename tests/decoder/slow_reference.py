@@ -62,12 +62,16 @@ def hidden_states(decoder, inputs: list[int], thoughts) -> np.ndarray:
         keys = [w[at + "cross_attention.key.weight"] @ z for z in thoughts[layer]]
         values = [w[at + "cross_attention.value.weight"] @ z for z in thoughts[layer]]
         mixed = []
+        addresses = w.get(at + "cross_attention.address")
         for i in range(len(x)):
             place = min(i, decoder.max_length - 1)
             heads_out = [
                 attend(
-                    rope(queries[i][p], place, base),
-                    [rope(key[p], slot * spacing, base) for slot, key in enumerate(keys)],
+                    queries[i][p] if addresses is not None else rope(queries[i][p], place, base),
+                    [
+                        key[p] + addresses[slot][p] if addresses is not None else rope(key[p], slot * spacing, base)
+                        for slot, key in enumerate(keys)
+                    ],
                     [value[p] for value in values],
                 )
                 for p in parts

@@ -34,12 +34,14 @@ def random_scored(batch: TokenBatch, seed: int) -> TokenBatch:
     max_length=st.integers(9, 24),
     padding=st.integers(0, 3),
     masked=st.booleans(),
+    addresses=st.booleans(),
     seed=st.integers(0, 5),
 )
-@example([10, 7, 3], 2, 2, 2, 5, 3, 4, 2, True, 0)  # beyond the window and beyond max_length
-@example([10, 0], 2, 1, 1, None, 10, 11, 0, False, 1)  # a window of exactly N tokens, an empty sequence
+@example([10, 7, 3], 2, 2, 2, 5, 3, 4, 2, True, False, 0)  # beyond the window and beyond max_length
+@example([10, 7, 3], 2, 2, 3, 5, 3, 4, 2, True, True, 0)
+@example([10, 0], 2, 1, 1, None, 10, 11, 0, False, False, 1)  # a window of exactly N tokens, an empty sequence
 def test_token_log_probabilities_equal_the_written_out_equations(
-    lengths, layers, heads, per_layer, width, window, max_length, padding, masked, seed
+    lengths, layers, heads, per_layer, width, window, max_length, padding, masked, addresses, seed
 ):
     decoder = tiny_decoder(
         seed=seed,
@@ -49,6 +51,7 @@ def test_token_log_probabilities_equal_the_written_out_equations(
         thought_width=width,
         window=window,
         max_length=max_length,
+        thought_addresses=addresses,
     )
     batch = ragged_batch(*lengths, seed=seed)
     tokens = torch.nn.functional.pad(batch.tokens, (0, padding), value=7)
@@ -174,7 +177,7 @@ def test_log_probabilities_on_cuda_equal_those_on_cpu():
 def test_a_decoder_whose_cross_attention_starts_at_zero_reads_no_thoughts_until_it_learns_to():
     torch.manual_seed(0)
     shape = {"vocab_size": 11, "layers": 2, "hidden": 16, "heads": 2, "thoughts_per_layer": 2, "thought_width": 4}
-    decoder = ThoughtDecoder(**shape, zero_cross_attention=True)
+    decoder = ThoughtDecoder(**shape, thought_gain=0)
     inputs = torch.tensor([[1, 2, 3, 4]])
     hidden = [decoder(decoder.stem(inputs), torch.randn(1, 2, 2, 4)) for _ in range(2)]
     torch.testing.assert_close(hidden[0], hidden[1])
@@ -183,3 +186,38 @@ def test_a_decoder_whose_cross_attention_starts_at_zero_reads_no_thoughts_until_
     torch.manual_seed(0)
     other = ThoughtDecoder(**shape)  # all else is drawn alike
     torch.testing.assert_close(other.embedding.weight, decoder.embedding.weight)
+
+
+def test_the_gain_is_what_one_thought_adds_to_the_residual_stream_at_first():
+    torch.manual_seed(0)
+    decoder = ThoughtDecoder(
+        vocab_size=11, layers=1, hidden=256, heads=2, thoughts_per_layer=1, thought_width=64, thought_gain=0.25
+    )
+    attention = decoder.blocks[0].cross_attention
+    thoughts = torch.randn(400, 64)
+    added = attention.out(attention.value(thoughts))
+    # 400 thoughts of 64 entries through random maps: five standard errors of what 64 · 256 weights vary by are 0.03.
+    assert abs(float(added.detach().std()) / 0.25 - 1) < 0.05
+
+
+def test_thoughts_with_addresses_are_read_alike_wherever_the_token_stands():
+    """One token, windows of one: with addresses all that a position could enter by is gone."""
+    decoder = tiny_decoder(window=1, thought_addresses=True)
+    thoughts = random_thoughts(decoder, 1)
+    hidden = decoder(decoder.stem(torch.full((1, 9), 3)), thoughts)
+    torch.testing.assert_close(hidden, hidden[:, :1].expand_as(hidden), atol=1e-6, rtol=1e-5)
+    rotated = tiny_decoder(window=1)
+    hidden = rotated(rotated.stem(torch.full((1, 9), 3)), thoughts)
+    assert float((hidden - hidden[:, :1]).detach().abs().max()) > 1e-3
+
+
+def test_equal_thoughts_are_told_apart_by_their_addresses_alone():
+    decoder = tiny_decoder(layers=1, thoughts_per_layer=2, thought_addresses=True)
+    thoughts = random_thoughts(decoder, 1)
+    inputs = torch.tensor([[1, 2, 3]])
+    swapped = [decoder(decoder.stem(inputs), z) for z in (thoughts, thoughts.flip(2))]
+    assert float((swapped[0] - swapped[1]).detach().abs().max()) > 1e-3
+    with torch.no_grad():
+        decoder.blocks[0].cross_attention.address.zero_()
+    swapped = [decoder(decoder.stem(inputs), z) for z in (thoughts, thoughts.flip(2))]
+    torch.testing.assert_close(*swapped, atol=1e-6, rtol=1e-5)

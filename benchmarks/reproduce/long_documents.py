@@ -1,0 +1,76 @@
+"""``python -m benchmarks.reproduce.long_documents``: documents of so many tokens, cut out of longer texts."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ltm_pyro.data.tokenizer import Tokenizer
+
+__all__ = ["SLACK", "pieces", "texts_of", "write_long_documents"]
+
+SLACK = 15
+"""Tokens that a piece may have beyond those asked for, until the next space."""
+
+
+def pieces(text: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+    """Consecutive parts of a text of ``tokens`` … ``tokens`` + `SLACK` tokens, cut before a space; others are dropped."""
+    # Where a part begins with one space, its tokens are those that it had in the whole text.
+    words = re.split(r"(?= \S)", text)
+    piece, count = [], 0
+    for word, ids in zip(words, tokenizer.encode_batch(words), strict=True):
+        if count >= tokens:
+            if count <= tokens + SLACK:
+                yield "".join(piece)
+            piece, count = [], 0
+        piece.append(word)
+        count += len(ids)
+    if tokens <= count <= tokens + SLACK:
+        yield "".join(piece)
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The texts of a .jsonl or .jsonl.gz file, field ``text``."""
+    lines = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with lines:
+        for line in lines:
+            yield json.loads(line)["text"]
+
+
+def write_long_documents(
+    sources: Sequence[Path], path: Path, tokenizer: Tokenizer, tokens: int, most: int | None
+) -> dict[str, int]:
+    """Writes a .jsonl of the `pieces` of all texts, of a source at most ``most``, spread over it; how many of each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {}
+    with path.open("w", encoding="utf-8") as out:
+        for source in sources:
+            found = [piece for text in texts_of(source) for piece in pieces(text, tokenizer, tokens)]
+            wanted = len(found) if most is None else min(most, len(found))
+            for number in range(wanted):
+                out.write(json.dumps({"text": found[number * len(found) // wanted]}) + "\n")
+            written[str(source)] = wanted
+    return written
+
+
+def main() -> None:
+    """Cuts the files of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce.long_documents", description=__doc__)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="FILE", help=".jsonl or .jsonl.gz, field text")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".jsonl to write")
+    parser.add_argument("--tokenizer", required=True, metavar="T", help="path or hub name")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--most", type=int, help="documents of one file")
+    options = parser.parse_args()
+    tokenizer = Tokenizer.load(options.tokenizer)
+    written = write_long_documents(options.sources, options.out, tokenizer, options.tokens, options.most)
+    for source, count in written.items():
+        print(f"{source}: {count} documents of {options.tokens} to {options.tokens + SLACK} tokens")
+
+
+if __name__ == "__main__":
+    main()
