@@ -158,7 +158,7 @@ class InferenceSettings:
         fast_lr: η_fast at the first slow step.
         fast_lr_final: η_fast at the last one; linear between.
         fast_lr_decay: the cosine inside one loop ends at η_fast times this.
-        fast_lr_power: κ of fast step sizes η_fast / t^κ, in place of the cosine; None is the cosine.
+        fast_lr_delay: τ of fast step sizes η_fast / (1 + (t - 1) / τ), in place of the cosine; None is the cosine.
         fast_optimizer: ``adam`` or ``natural``.
         fast_beta1: first moment decay of the fast loop's Adam.
         fast_beta2: second moment decay of the fast loop's Adam.
@@ -182,7 +182,7 @@ class InferenceSettings:
     fast_lr: float = 0.3
     fast_lr_final: float = 0.34
     fast_lr_decay: float = 0.1
-    fast_lr_power: float | None = None
+    fast_lr_delay: float | None = None
     fast_optimizer: Literal["adam", "natural"] = "adam"
     fast_beta1: float = 0.9
     fast_beta2: float = 0.999
@@ -210,8 +210,8 @@ class InferenceSettings:
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
-        if self.fast_lr_power is not None:
-            within("inference.fast_lr_power", self.fast_lr_power, 0, 1)
+        if self.fast_lr_delay is not None:
+            above("inference.fast_lr_delay", self.fast_lr_delay, 0)
         for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "kl_hold_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
         within("inference.kl_weight_start", self.kl_weight_start, 0, 1)

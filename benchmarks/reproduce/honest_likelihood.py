@@ -40,9 +40,9 @@ RECIPE: dict[str, Any] = {
     "decoder.thought_gain": 0.0,
     "inference.init_log_var": 0.0,
     "inference.fast_optimizer": "natural",
-    "inference.fast_lr": 1.0,
-    "inference.fast_lr_final": 1.0,
-    "inference.fast_lr_power": 0.7,
+    "inference.fast_lr": 0.9,
+    "inference.fast_lr_final": 0.9,
+    "inference.fast_lr_delay": 4.0,
     "inference.kl_weight_start": 0.05,
 }
 # Adam with a memory as short as the loop is: its usual decays overshoot in four steps.
@@ -50,7 +50,7 @@ ADAM: dict[str, Any] = {
     "inference.fast_optimizer": "adam",
     "inference.fast_lr": 0.3,
     "inference.fast_lr_final": 0.3,
-    "inference.fast_lr_power": None,
+    "inference.fast_lr_delay": None,
     "inference.fast_beta1": 0.5,
     "inference.fast_beta2": 0.9,
 }

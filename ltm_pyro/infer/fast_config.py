@@ -19,9 +19,9 @@ class FastConfig:
         steps: T_fast.
         lr: η_fast, Adam's step size on the local parameters at the start of a loop.
         lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
-        lr_power: κ of step sizes ``lr / t^κ`` at fast step t = 1, 2, …, in place of the cosine: step t is the same
-            however many follow, so that more steps average more noise out. For stochastic steps κ in 0.5 … 1
-            converges (Robbins & Monro 1951; Hoffman et al. 2013).
+        lr_delay: τ of step sizes ``lr / (1 + (t - 1) / τ)`` at fast step t = 1, 2, …, in place of the cosine: step t is
+            the same however many follow, and more steps average more noise out (Robbins & Monro 1951; Hoffman et al.
+            2013, Stochastic Variational Inference).
         optimizer: ``adam`` (the paper), or ``natural`` for natural gradients of normal guides
             (`NaturalGradient`), whose rates lie in 0 … 1.
         betas: Adam's moment decays.
@@ -45,7 +45,7 @@ class FastConfig:
     steps: int = 16
     lr: float = 0.3
     lr_decay: float = 0.1
-    lr_power: float | None = None
+    lr_delay: float | None = None
     optimizer: Literal["adam", "natural"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -67,8 +67,8 @@ class FastConfig:
             raise LTMError(f"Adam's betas must be 0 or more and below 1, got {self.betas}")
         if not self.eps > 0:
             raise LTMError(f"Adam's eps must be above 0, got {self.eps}")
-        if self.lr_power is not None and not 0 <= self.lr_power <= 1:
-            raise LTMError(f"lr_power must lie in 0 … 1, got {self.lr_power}: leave it out for the cosine")
+        if self.lr_delay is not None and not self.lr_delay > 0:
+            raise LTMError(f"lr_delay must be above 0, got {self.lr_delay}: leave it out for the cosine")
         if self.optimizer not in ("adam", "natural"):
             raise LTMError(f"optimizer must be 'adam' or 'natural', got {self.optimizer!r}")
         if self.optimizer == "natural" and (self.lr > 1 or self.cuda_graph):
@@ -93,8 +93,8 @@ class FastConfig:
             )
 
     def lr_at(self, step: int, steps: int, lr: float) -> float:
-        """Of fast step ``step`` = 0, 1, …: a power of its number, or the cosine from ``lr`` to ``lr * lr_decay``."""
-        if self.lr_power is not None:
-            return lr * (step + 1) ** -self.lr_power
+        """Of fast step ``step`` = 0, 1, …: by `lr_delay`, or the cosine from ``lr`` to ``lr * lr_decay``."""
+        if self.lr_delay is not None:
+            return lr / (1 + step / self.lr_delay)
         progress = step / max(steps - 1, 1)
         return lr * (self.lr_decay + (1 - self.lr_decay) * 0.5 * (1 + math.cos(math.pi * progress)))

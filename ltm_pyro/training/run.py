@@ -304,7 +304,7 @@ def fast_config(settings: Settings) -> FastConfig:
         steps=inference.fast_steps,
         lr=inference.fast_lr,
         lr_decay=inference.fast_lr_decay,
-        lr_power=inference.fast_lr_power,
+        lr_delay=inference.fast_lr_delay,
         optimizer=inference.fast_optimizer,
         betas=(inference.fast_beta1, inference.fast_beta2),
         noise=inference.noise,
