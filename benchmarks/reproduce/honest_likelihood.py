@@ -94,11 +94,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--equal-flops", type=int, default=3, help="seeds of the AR model with the LTM's FLOPs")
     parser.add_argument("--steps", type=int, default=3000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
-    parser.add_argument("--weights", type=int, default=64, help="draws of z of iwae")
+    parser.add_argument("--weights", type=int, default=256, help="draws of z of iwae")
     parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[16, 4, 64])
     parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
-    parser.add_argument("--sequences", type=int, default=32, help="validation sequences, spread over all of it")
+    parser.add_argument("--sequences", type=int, default=48, help="validation sequences, spread over all of it")
     options = options_of(parser, arguments)
     if options.smoke:
         options.seeds, options.steps, options.samples, options.weights, options.sequences = 1, 4, 2, 3, 3
@@ -123,8 +123,8 @@ def base_settings(options: Any) -> Settings:
         changes
         | {key: value for key, value in named.items() if value is not None}
         | {
-            "inference.kl_hold_steps": steps * 2 // 5,
-            "inference.kl_warmup_steps": max(steps * 4 // 15, 1),
+            "inference.kl_hold_steps": steps // 3,
+            "inference.kl_warmup_steps": max(steps // 4, 1),
             "training.steps": steps,
             "training.eval_every": max(steps // 10, 1),
             "training.checkpoint_every": steps,
