@@ -162,10 +162,12 @@ class DecoderSize(_Size):
         dense: count the pairs that are worked on, or those that are seen.
         thoughts_per_layer: n.
         thought_width: width w of a thought vector; None is H.
+        thought_addresses: whether thoughts have learned vectors that are added to their keys.
     """
 
     thoughts_per_layer: int
     thought_width: int | None = None
+    thought_addresses: bool = False
 
     @classmethod
     def of(cls, decoder: ThoughtDecoder, *, dense: bool = True) -> DecoderSize:
@@ -179,6 +181,7 @@ class DecoderSize(_Size):
             dense=dense,
             thoughts_per_layer=per_layer,
             thought_width=width,
+            thought_addresses=decoder.thought_addresses,
         )
 
     def memory(self, batch: int) -> Cost:

@@ -63,21 +63,22 @@ def stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
     """What does not depend on the thoughts; the fast loop keeps nothing of it for a backward pass."""
     if shape.checkpointing:  # its input, and what it gives to the first block
         return Kept(0, _residual(size, shape) + _stem_output(size, shape))
-    kept = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden)
+    kept = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden, rotated=not size.thought_addresses)
     return Kept(0, kept.slow + _shared_rope(size, shape))
 
 
 def after_stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
     """All layers behind the stem, and the last norm."""
     layers, width = size.layers, _feed_forward(size)
-    kept = thoughts_kept(shape, size.hidden, layers, size.thoughts_per_layer, _thought_width(size))
+    rotated, each = not size.thought_addresses, _thought_width(size)
+    kept = thoughts_kept(shape, size.hidden, layers, size.thoughts_per_layer, each, rotated=rotated)
     kept += norm_kept(shape.tokens, size.hidden)
     if shape.checkpointing:
         shared = _residual(size, shape) * (layers - 1) + (_rope(size, shape) if layers > 1 else 0)
         return kept + Kept(shared, shared)
     shared = _shared_rope(size, shape) if layers > 1 else 0
-    block = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, width)
-    before = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden)
+    block = attended_kept(shape, size.hidden, rotated=not size.thought_addresses) + swiglu_kept(shape, size.hidden, width)
+    before = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden, rotated=not size.thought_addresses)
     return kept + block * layers + before * (layers - 1) + Kept(shared, shared)
 
 
@@ -87,10 +88,10 @@ def slow_step_memory(size: DecoderSize, shape: TrainingShape) -> StepMemory:
     local = shape.batch * thoughts
     loss = loss_kept(shape, size.hidden, size.vocab_size)
     kept = stem_kept(size, shape) + after_stem_kept(size, shape) + loss + Kept(0, 8 * shape.tokens)
-    block = attended_kept(shape, size.hidden) + swiglu_kept(shape, size.hidden, _feed_forward(size))
+    block = attended_kept(shape, size.hidden, rotated=not size.thought_addresses) + swiglu_kept(shape, size.hidden, _feed_forward(size))
     end = stem_kept(size, shape).slow + block.slow
     if shape.checkpointing and size.layers > 1:  # the second block is the first that has all of a block's parts
-        block += self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden)
+        block += self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden, rotated=not size.thought_addresses)
         end = stem_kept(size, shape).slow + _residual(size, shape) + block.slow
     again = block if shape.checkpointing else Kept()
     static = _static(size, shape)
@@ -122,7 +123,7 @@ def decoder_weights(size: DecoderSize | TransformerSize) -> int:
     hidden, width = size.hidden, _feed_forward(size)
     block = 4 * hidden**2 + 3 * hidden * width + 2 * hidden
     if isinstance(size, DecoderSize):
-        block += 2 * hidden**2 + 2 * _thought_width(size) * hidden + hidden
+        block += 2 * hidden**2 + 2 * _thought_width(size) * hidden + hidden + _addresses(size)
     return size.vocab_size * hidden + size.layers * block + hidden
 
 
@@ -131,9 +132,14 @@ def held_weights(size: DecoderSize, shape: TrainingShape) -> int:
 
     All thoughts' maps to keys and values in one and, under autocast, a narrow copy of every map and of the embedding.
     """
-    norms = (3 * size.layers + 1) * size.hidden
-    copies = shape.item * (decoder_weights(size) - norms) if shape.autocast else 0
+    as_they_are = (3 * size.layers + 1) * size.hidden + size.layers * _addresses(size)
+    copies = shape.item * (decoder_weights(size) - as_they_are) if shape.autocast else 0
     return copies + 2 * shape.item * size.layers * _thought_width(size) * size.hidden
+
+
+def _addresses(size: DecoderSize) -> int:
+    """Parameters of one layer's addresses."""
+    return size.thoughts_per_layer * size.hidden if size.thought_addresses else 0
 
 
 def _thought_width(size: DecoderSize) -> int:

@@ -139,27 +139,38 @@ def swiglu_kept(shape: TrainingShape, hidden: int, width: int) -> Kept:
     return norm_kept(rows, hidden) + maps + Kept(between, between)
 
 
-def queries_kept(shape: TrainingShape, hidden: int) -> Kept:
-    """Cross-attention's norm and queries, rotated."""
+def queries_kept(shape: TrainingShape, hidden: int, *, rotated: bool = True) -> Kept:
+    """Cross-attention's norm and queries, rotated or as they are."""
     tokens, item = shape.tokens, shape.item
-    queries = item * tokens * hidden + rotation_kept(shape.length, hidden // shape.heads, item)
+    queries = item * tokens * hidden
+    if rotated:
+        queries += rotation_kept(shape.length, hidden // shape.heads, item)
     return norm_kept(tokens, hidden) + linear_kept(tokens, hidden, hidden, item) + Kept(queries, queries)
 
 
-def attended_kept(shape: TrainingShape, hidden: int) -> Kept:
-    """Cross-attention's output, with one number a head, and the map of it."""
-    output = shape.item * shape.tokens * hidden + WIDE * shape.tokens * shape.heads
-    return linear_kept(shape.tokens, hidden, hidden, shape.item) + Kept(output, output)
+def attended_kept(shape: TrainingShape, hidden: int, *, rotated: bool = True) -> Kept:
+    """Cross-attention's output, with one number a head, and the map of it.
+
+    The output lies in memory as the queries do: behind rotated ones the map reads a copy of it.
+    """
+    output = shape.item * shape.tokens * hidden
+    numbers = WIDE * shape.tokens * shape.heads
+    kept = Kept(output + numbers, (output if rotated else 0) + numbers)
+    return linear_kept(shape.tokens, hidden, hidden, shape.item) + kept
 
 
-def thoughts_kept(shape: TrainingShape, hidden: int, layers: int, per_layer: int, width: int) -> Kept:
+def thoughts_kept(
+    shape: TrainingShape, hidden: int, layers: int, per_layer: int, width: int, *, rotated: bool = True
+) -> Kept:
     """Keys and values of all layers' thoughts, which are constant where the weights are learned.
 
-    The values hold the product that they are a part of; keys are rotated. The product reads a copy of the thoughts, but
-    for the wide ones of a single layer.
+    The values hold the product that they are a part of; keys are rotated, or have their addresses added. The product
+    reads a copy of the thoughts, but for the wide ones of a single layer.
     """
     rows, item = shape.batch * per_layer, shape.item
-    made = 3 * item * layers * rows * hidden + rotation_kept(per_layer, hidden // shape.heads, item)
+    made = 3 * item * layers * rows * hidden
+    if rotated:
+        made += rotation_kept(per_layer, hidden // shape.heads, item)
     copy = 0 if layers == 1 and not shape.autocast else item * layers * rows * width
     return Kept(made, made + copy)
 

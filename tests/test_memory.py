@@ -39,6 +39,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "beyond the window": {"window": 4},
     "three layers, narrow thoughts": {"layers": 3, "thoughts_per_layer": 3, "thought_width": 5},
     "large vocabulary": {"vocab_size": 3000},
+    "addresses": {"thoughts_per_layer": 5, "thought_width": 8, "thought_addresses": True},
 }
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 

@@ -57,6 +57,8 @@ class TransformerShape:
         """
         hidden, width = decoder.hidden, decoder.thought_width or decoder.hidden
         cross_attention = 2 * hidden * hidden + 2 * width * hidden + hidden  # query, out; key, value; norm
+        if decoder.thought_addresses:
+            cross_attention += decoder.num_thoughts // decoder.layers * hidden
         extra = round(cross_attention / (3 * hidden)) if same_parameters else 0
         return cls(
             vocab_size=vocab_size,

@@ -114,15 +114,6 @@ class CrossAttention(nn.Module):
         queries = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads)
         return queries if self.address is not None else rotate(queries, rope)
 
-    def keys(
-        self, projected: Float[Tensor, "batch head slot head_dim"], rope: Rotation
-    ) -> Float[Tensor, "batch head slot head_dim"]:
-        """Keys of projected thoughts: with their addresses, or rotated by their positions among the tokens."""
-        if self.address is None:
-            return rotate(projected, rope)
-        address = rearrange(self.address.to(projected.dtype), "n (h d) -> h n d", h=self.heads)
-        return projected + address
-
     def attend(
         self, queries: Float[Tensor, "batch head token head_dim"], memory: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "batch token hidden"]:

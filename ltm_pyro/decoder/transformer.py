@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltm_pyro.decoder.blocks import Block
 from ltm_pyro.decoder.cache import DecoderCache, LayerCache
-from ltm_pyro.decoder.rotary import rotation
+from ltm_pyro.decoder.rotary import rotate, rotation
 from ltm_pyro.decoder.tied import TiedTransformer
 
 __all__ = ["Stem", "ThoughtDecoder"]
@@ -90,6 +90,7 @@ class ThoughtDecoder(TiedTransformer):
             rope_base=rope_base,
         )
         self.thought_shape = (layers, thoughts_per_layer, width)
+        self.thought_addresses = thought_addresses
         self.reset_parameters()
         for layer in range(layers):
             attention = self._block(layer).cross_attention
@@ -153,16 +154,24 @@ class ThoughtDecoder(TiedTransformer):
         return normed[:, 0]
 
     def _memory(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys, rotated by latent position, and values of every layer's thoughts: constant while the thoughts are."""
-        layers, per_layer, _ = self.thought_shape
-        spacing = self.max_length // (layers * per_layer)
-        rope = rotation(torch.arange(per_layer, device=thoughts.device) * spacing, self.head_dim, self.rope_base)
+        """Keys, rotated or with addresses, and values of every layer's thoughts: constant while the thoughts are."""
+        per_layer = self.thought_shape[1]
         weight = self._memory_weight() if self.held_memory is None else self.held_memory
         # This order gives the weight a gradient that lies as it does.
         both = torch.bmm(weight, rearrange(thoughts.to(weight.dtype), "b l n w -> l w (b n)"))
         both = rearrange(both, "l (two h d) (b n) -> two l b h n d", two=2, d=self.head_dim, n=per_layer)
         keys, values = both.contiguous()
-        return [(self._block(i).cross_attention.keys(keys[i], rope), values[i]) for i in range(layers)]
+        return list(zip(self._placed(keys), values, strict=True))
+
+    def _placed(self, keys: Float[Tensor, "layer batch head slot head_dim"]) -> Tensor:
+        """Keys with their addresses, or rotated by the places of their thoughts among the tokens."""
+        layers, per_layer, _ = self.thought_shape
+        if self.thought_addresses:
+            addresses = torch.stack([self._block(i).cross_attention.address for i in range(layers)])
+            return keys + rearrange(addresses.to(keys.dtype), "l n (h d) -> l 1 h n d", d=self.head_dim)
+        spacing = self.max_length // (layers * per_layer)
+        rope = rotation(torch.arange(per_layer, device=keys.device) * spacing, self.head_dim, self.rope_base)
+        return rotate(keys, rope)
 
     def _memory_weight(self) -> Float[Tensor, "layer key_value width"]:
         """The maps to keys and values of all layers, so that their products are one."""

@@ -169,10 +169,11 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.parametrize("addresses", [False, True])
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("kind", BASELINES.values())
-def test_baselines_have_as_many_parameters_as_the_decoder(kind: type[Baseline], name: str):
-    settings = preset(name)
+def test_baselines_have_as_many_parameters_as_the_decoder(kind: type[Baseline], name: str, addresses: bool):
+    settings = preset(name).updated({"decoder.thought_addresses": addresses})
     with torch.device("meta"):  # sizes alone
         decoder = build_model(settings, 50_257).decoder
         length, shape = settings.data.sequence_length, settings.decoder
