@@ -168,9 +168,10 @@ class InferenceSettings:
         init_log_var_spread: standard deviation of the starts of log σ².
         init_mu_spread: standard deviation of the starts of μ.
         tolerance: early stop of a sequence's fast loop, in nats per token; None takes every step.
-        kl_warmup_steps: slow steps over which the KL's weight in training rises linearly to 1.
+        kl_warmup_steps: slow steps over which the KL's weight in training rises linearly to 1; below 1, a share of
+            ``training.steps``.
         kl_weight_start: what that weight rises from.
-        kl_hold_steps: slow steps at that weight before it rises.
+        kl_hold_steps: slow steps at that weight before it rises, or a share of them, too.
         free_bits: nats of each sequence's KL that training does not charge for.
         warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.
         cuda_graph: capture a fast step as a CUDA graph and replay it.
@@ -192,9 +193,9 @@ class InferenceSettings:
     init_log_var_spread: float = 0.1
     init_mu_spread: float = 0.0
     tolerance: float | None = None
-    kl_warmup_steps: int = 0
+    kl_warmup_steps: float = 0.0
     kl_weight_start: float = 0.0
-    kl_hold_steps: int = 0
+    kl_hold_steps: float = 0.0
     free_bits: float = 0.0
     warm_start: bool = False
     cuda_graph: bool = False
@@ -215,6 +216,9 @@ class InferenceSettings:
         for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "kl_hold_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
         within("inference.kl_weight_start", self.kl_weight_start, 0, 1)
+        for name in ("kl_warmup_steps", "kl_hold_steps"):
+            if (value := getattr(self, name)) > 1 and value != int(value):
+                raise LTMError(f"inference.{name} must be a whole number of steps, or a share below 1, got {value}")
         if self.kl_hold_steps and not self.kl_warmup_steps:
             raise LTMError(
                 f"inference.kl_hold_steps = {self.kl_hold_steps} holds the KL's weight before a warm-up that there is "

@@ -172,7 +172,7 @@ class ThoughtLearner(Learner):
                 micro_batch_size=self.settings.training.micro_batch_size,
                 seed=seed,
                 lr=fast_lr(self.settings.inference, self.settings.training, at),
-                kl_weight=kl_weight(self.settings.inference, at),
+                kl_weight=kl_weight(self.settings.inference, self.settings.training, at),
             )
         sums = {"tokens": info.num_scored.sum(), "loss": info.loss * info.total}
         if info.terms is not None:

@@ -25,12 +25,17 @@ def fast_lr(inference: InferenceSettings, training: TrainingSettings, step: int)
     return inference.fast_lr + (inference.fast_lr_final - inference.fast_lr) * progress
 
 
-def kl_weight(inference: InferenceSettings, step: int) -> float:
+def kl_weight(inference: InferenceSettings, training: TrainingSettings, step: int) -> float:
     """What the KL counts for at slow step 0, 1, … (Bowman et al. 2016).
 
-    ``kl_weight_start`` for ``kl_hold_steps``, then linear to 1 over ``kl_warmup_steps``.
+    ``kl_weight_start`` for ``kl_hold_steps``, then linear to 1 over ``kl_warmup_steps``, each as steps or as a share of
+    all.
     """
     if not inference.kl_warmup_steps:
         return 1.0
-    progress = min(max(step - inference.kl_hold_steps, 0) / inference.kl_warmup_steps, 1.0)
+    hold, warmup = (
+        max(round(steps * training.steps), 1) if 0 < steps < 1 else steps
+        for steps in (inference.kl_hold_steps, inference.kl_warmup_steps)
+    )
+    progress = min(max(step - hold, 0) / warmup, 1.0)
     return inference.kl_weight_start + (1 - inference.kl_weight_start) * progress

@@ -46,15 +46,21 @@ def test_the_fast_rate_goes_linearly_from_first_to_last():
 
 def test_the_weight_of_the_kl_rises_linearly_from_zero_to_one_and_is_one_without_warm_up():
     inference = InferenceSettings(kl_warmup_steps=4)
-    assert [kl_weight(inference, s) for s in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
-    assert [kl_weight(InferenceSettings(), s) for s in range(3)] == [1.0, 1.0, 1.0]
+    assert [kl_weight(inference, TrainingSettings(), s) for s in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [kl_weight(InferenceSettings(), TrainingSettings(), s) for s in range(3)] == [1.0, 1.0, 1.0]
 
 
 def test_the_weight_of_the_kl_can_be_held_before_it_rises_and_start_above_zero():
     inference = InferenceSettings(kl_warmup_steps=2, kl_weight_start=0.5, kl_hold_steps=3)
-    assert [kl_weight(inference, s) for s in range(7)] == [0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0]
+    assert [kl_weight(inference, TrainingSettings(), s) for s in range(7)] == [0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0]
     with pytest.raises(LTMError, match="kl_warmup_steps"):
         InferenceSettings(kl_hold_steps=3)
+    shares = InferenceSettings(kl_warmup_steps=0.2, kl_weight_start=0.5, kl_hold_steps=0.3)
+    assert [kl_weight(shares, TrainingSettings(steps=10), s) for s in range(7)] == [0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0]
+    # A share of few steps is one step at least.
+    assert kl_weight(shares, TrainingSettings(steps=1), 2) == 1.0
+    with pytest.raises(LTMError, match=r"kl_warmup_steps must be a whole number of steps, or a share below 1, got 2\.5"):
+        InferenceSettings(kl_warmup_steps=2.5)
     with pytest.raises(LTMError, match="fast_beta2 must be below 1"):
         InferenceSettings(fast_beta2=1.0)
 
