@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "inference.fast_lr": 0.9,
     "inference.fast_lr_final": 0.9,
     "inference.fast_lr_delay": 4.0,
-    "inference.kl_weight_start": 0.05,
+    "inference.kl_weight_start": 0.1,
 }
 # Adam with a memory as short as the loop is: its usual decays overshoot in four steps.
 ADAM: dict[str, Any] = {
@@ -95,10 +95,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=3000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
     parser.add_argument("--weights", type=int, default=256, help="draws of z of iwae")
-    parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[16, 4, 64])
-    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of prequential")
+    parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[64, 16, 4])
+    parser.add_argument("--block-size", type=int, default=8, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
-    parser.add_argument("--sequences", type=int, default=48, help="validation sequences, spread over all of it")
+    parser.add_argument("--sequences", type=int, default=32, help="validation sequences, spread over all of it")
     options = options_of(parser, arguments)
     if options.smoke:
         options.seeds, options.steps, options.samples, options.weights, options.sequences = 1, 4, 2, 3, 3
@@ -123,7 +123,7 @@ def base_settings(options: Any) -> Settings:
         changes
         | {key: value for key, value in named.items() if value is not None}
         | {
-            "inference.kl_hold_steps": steps // 3,
+            "inference.kl_hold_steps": steps // 5,
             "inference.kl_warmup_steps": max(steps // 4, 1),
             "training.steps": steps,
             "training.eval_every": max(steps // 10, 1),
