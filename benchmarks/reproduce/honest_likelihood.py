@@ -117,7 +117,6 @@ def base_settings(options: Any) -> Settings:
     """The recipe's LTM; a smoke run's is tiny."""
     steps = options.steps
     changes = (SMALL if options.preset is None else {}) | RECIPE | (SMOKE if options.smoke else {})
-    changes |= dict(setting.split("=", 1) for setting in options.set)
     named = {"data.source": options.data, "data.validation": options.validation, "data.tokenizer": options.tokenizer}
     return preset(options.preset or "tiny").updated(
         changes
@@ -130,6 +129,7 @@ def base_settings(options: Any) -> Settings:
             "training.checkpoint_every": steps,
             "training.device": options.device,
         }
+        | dict(setting.split("=", 1) for setting in options.set)
     )
 
 
