@@ -158,8 +158,9 @@ class InferenceSettings:
         fast_lr: η_fast at the first slow step.
         fast_lr_final: η_fast at the last one; linear between.
         fast_lr_decay: the cosine inside one loop ends at η_fast times this.
-        fast_lr_delay: τ of fast step sizes η_fast / (1 + (t - 1) / τ), in place of the cosine; None is the cosine.
-        fast_optimizer: ``adam`` or ``natural``.
+        fast_optimizer: ``adam``, or ``natural`` gradients where the guide is local-normal.
+        natural_lr: ρ of the first natural fast step, a share of the way.
+        natural_delay: τ of the rates natural_lr / (1 + (t - 1) / τ) of natural fast steps.
         fast_beta1: first moment decay of the fast loop's Adam.
         fast_beta2: second moment decay of the fast loop's Adam.
         noise: ``fresh`` or ``fixed`` ε.
@@ -183,8 +184,9 @@ class InferenceSettings:
     fast_lr: float = 0.3
     fast_lr_final: float = 0.34
     fast_lr_decay: float = 0.1
-    fast_lr_delay: float | None = None
     fast_optimizer: Literal["adam", "natural"] = "adam"
+    natural_lr: float = 0.9
+    natural_delay: float = 4.0
     fast_beta1: float = 0.9
     fast_beta2: float = 0.999
     noise: Literal["fresh", "fixed"] = "fresh"
@@ -211,8 +213,9 @@ class InferenceSettings:
         above("inference.fast_lr", self.fast_lr, 0)
         above("inference.fast_lr_final", self.fast_lr_final, 0)
         within("inference.fast_lr_decay", self.fast_lr_decay, 0, 1)
-        if self.fast_lr_delay is not None:
-            above("inference.fast_lr_delay", self.fast_lr_delay, 0)
+        above("inference.natural_lr", self.natural_lr, 0)
+        at_most("inference.natural_lr", self.natural_lr, 1)
+        above("inference.natural_delay", self.natural_delay, 0)
         for name in ("init_log_var_spread", "init_mu_spread", "kl_warmup_steps", "kl_hold_steps", "free_bits"):
             at_least(f"inference.{name}", getattr(self, name), 0)
         within("inference.kl_weight_start", self.kl_weight_start, 0, 1)
@@ -224,9 +227,6 @@ class InferenceSettings:
                 f"inference.kl_hold_steps = {self.kl_hold_steps} holds the KL's weight before a warm-up that there is "
                 "none of: set inference.kl_warmup_steps"
             )
-        if self.fast_optimizer == "natural":
-            for name in ("fast_lr", "fast_lr_final"):
-                within(f"inference.{name}", getattr(self, name), 0, 1)
         for name in ("fast_beta1", "fast_beta2"):
             _decay(f"inference.{name}", getattr(self, name))
         if self.tolerance is not None:

@@ -63,7 +63,9 @@ def stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
     """What does not depend on the thoughts; the fast loop keeps nothing of it for a backward pass."""
     if shape.checkpointing:  # its input, and what it gives to the first block
         return Kept(0, _residual(size, shape) + _stem_output(size, shape))
-    kept = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden, rotated=not size.thought_addresses)
+    kept = self_attention_kept(shape, size.hidden) + queries_kept(
+        shape, size.hidden, rotated=not size.thought_addresses
+    )
     return Kept(0, kept.slow + _shared_rope(size, shape))
 
 
@@ -77,8 +79,12 @@ def after_stem_kept(size: DecoderSize, shape: TrainingShape) -> Kept:
         shared = _residual(size, shape) * (layers - 1) + (_rope(size, shape) if layers > 1 else 0)
         return kept + Kept(shared, shared)
     shared = _shared_rope(size, shape) if layers > 1 else 0
-    block = attended_kept(shape, size.hidden, rotated=not size.thought_addresses) + swiglu_kept(shape, size.hidden, width)
-    before = self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden, rotated=not size.thought_addresses)
+    block = attended_kept(shape, size.hidden, rotated=not size.thought_addresses) + swiglu_kept(
+        shape, size.hidden, width
+    )
+    before = self_attention_kept(shape, size.hidden) + queries_kept(
+        shape, size.hidden, rotated=not size.thought_addresses
+    )
     return kept + block * layers + before * (layers - 1) + Kept(shared, shared)
 
 
@@ -88,10 +94,14 @@ def slow_step_memory(size: DecoderSize, shape: TrainingShape) -> StepMemory:
     local = shape.batch * thoughts
     loss = loss_kept(shape, size.hidden, size.vocab_size)
     kept = stem_kept(size, shape) + after_stem_kept(size, shape) + loss + Kept(0, 8 * shape.tokens)
-    block = attended_kept(shape, size.hidden, rotated=not size.thought_addresses) + swiglu_kept(shape, size.hidden, _feed_forward(size))
+    block = attended_kept(shape, size.hidden, rotated=not size.thought_addresses) + swiglu_kept(
+        shape, size.hidden, _feed_forward(size)
+    )
     end = stem_kept(size, shape).slow + block.slow
     if shape.checkpointing and size.layers > 1:  # the second block is the first that has all of a block's parts
-        block += self_attention_kept(shape, size.hidden) + queries_kept(shape, size.hidden, rotated=not size.thought_addresses)
+        block += self_attention_kept(shape, size.hidden) + queries_kept(
+            shape, size.hidden, rotated=not size.thought_addresses
+        )
         end = stem_kept(size, shape).slow + _residual(size, shape) + block.slow
     again = block if shape.checkpointing else Kept()
     static = _static(size, shape)

@@ -92,7 +92,7 @@ def test_strings_are_read_as_the_settings_type(address: str, text: str, expected
         ("inference.fast_steps", -1, "inference.fast_steps must be 0 or more"),
         ("inference.fast_lr", 0, "inference.fast_lr must be above 0"),
         ("inference.fast_lr_decay", 1.5, "inference.fast_lr_decay must lie in 0 … 1"),
-        ("inference.fast_lr_delay", 0, "inference.fast_lr_delay must be above 0"),
+        ("inference.natural_lr", 1.5, "inference.natural_lr must be 1 or less"),
         ("decoder.thought_gain", -1, "decoder.thought_gain must lie in 0 … 100"),
         ("inference.tolerance", 0, "inference.tolerance must be above 0"),
         ("data.sequence_length", 1, "data.sequence_length must be 2 or more"),

@@ -40,17 +40,11 @@ RECIPE: dict[str, Any] = {
     "decoder.thought_gain": 0.0,
     "inference.init_log_var": 0.0,
     "inference.fast_optimizer": "natural",
-    "inference.fast_lr": 0.9,
-    "inference.fast_lr_final": 0.9,
-    "inference.fast_lr_delay": 4.0,
     "inference.kl_weight_start": 0.1,
 }
 # Adam with a memory as short as the loop is: its usual decays overshoot in four steps.
 ADAM: dict[str, Any] = {
     "inference.fast_optimizer": "adam",
-    "inference.fast_lr": 0.3,
-    "inference.fast_lr_final": 0.3,
-    "inference.fast_lr_delay": None,
     "inference.fast_beta1": 0.5,
     "inference.fast_beta2": 0.9,
 }

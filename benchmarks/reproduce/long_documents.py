@@ -18,7 +18,7 @@ SLACK = 15
 
 
 def pieces(text: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
-    """Consecutive parts of a text of ``tokens`` … ``tokens`` + `SLACK` tokens, cut before a space; others are dropped."""
+    """Consecutive parts of ``tokens`` … ``tokens`` + `SLACK` tokens, cut before a space; others are dropped."""
     # Where a part begins with one space, its tokens are those that it had in the whole text.
     words = re.split(r"(?= \S)", text)
     piece, count = [], 0
@@ -35,8 +35,7 @@ def pieces(text: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
 
 def texts_of(path: Path) -> Iterator[str]:
     """The texts of a .jsonl or .jsonl.gz file, field ``text``."""
-    lines = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
 

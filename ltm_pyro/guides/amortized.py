@@ -46,6 +46,7 @@ class Amortized(LocalNormal):
     """
 
     refined: ClassVar[bool] = False
+    natural: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -26,6 +26,10 @@ class Guide(nn.Module, ABC):
     refined: ClassVar[bool] = True
     """Whether the fast loop moves the local parameters; False takes them as `init_local` makes them."""
 
+    natural: ClassVar[bool] = False
+    """Whether the local parameters are ``<site>.mu`` and ``<site>.log_var`` of independent normals, which the fast loop
+    can move along natural gradients."""
+
     has_density: ClassVar[bool] = True
     """False for a point estimate: its ELBO is no bound, and evaluations do not report it as one."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pyro
 import pyro.distributions as dist
 
@@ -30,6 +32,8 @@ class LocalNormal(Guide):
 
     References: Kong et al. (2025), Scalable Language Models with Posterior Inference of Latent Thought Vectors.
     """
+
+    natural: ClassVar[bool] = True
 
     def __init__(
         self,

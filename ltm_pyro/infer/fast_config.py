@@ -19,11 +19,12 @@ class FastConfig:
         steps: T_fast.
         lr: η_fast, Adam's step size on the local parameters at the start of a loop.
         lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
-        lr_delay: τ of step sizes ``lr / (1 + (t - 1) / τ)`` at fast step t = 1, 2, …, in place of the cosine: step t is
-            the same however many follow, and more steps average more noise out (Robbins & Monro 1951; Hoffman et al.
-            2013, Stochastic Variational Inference).
-        optimizer: ``adam`` (the paper), or ``natural`` for natural gradients of normal guides
-            (`NaturalGradient`), whose rates lie in 0 … 1.
+        optimizer: ``adam`` (the paper), or ``natural`` for natural gradients (`NaturalGradient`) where the guide is one
+            of independent normals (`Guide.natural`); other guides keep Adam.
+        natural_lr: ρ of the first natural step, a share of the way.
+        natural_delay: τ of the rates ``natural_lr / (1 + (t - 1) / τ)`` at fast step t = 1, 2, …: step t is the same
+            however many follow, and more steps average more noise out (Robbins & Monro 1951; Hoffman et al. 2013,
+            Stochastic Variational Inference).
         betas: Adam's moment decays.
         eps: Adam's ε.
         noise: ``fresh`` draws a new ε at each fast step (the paper); ``fixed`` keeps one for the loop and the slow step
@@ -45,8 +46,9 @@ class FastConfig:
     steps: int = 16
     lr: float = 0.3
     lr_decay: float = 0.1
-    lr_delay: float | None = None
     optimizer: Literal["adam", "natural"] = "adam"
+    natural_lr: float = 0.9
+    natural_delay: float = 4.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     noise: Literal["fresh", "fixed"] = "fresh"
@@ -67,15 +69,14 @@ class FastConfig:
             raise LTMError(f"Adam's betas must be 0 or more and below 1, got {self.betas}")
         if not self.eps > 0:
             raise LTMError(f"Adam's eps must be above 0, got {self.eps}")
-        if self.lr_delay is not None and not self.lr_delay > 0:
-            raise LTMError(f"lr_delay must be above 0, got {self.lr_delay}: leave it out for the cosine")
         if self.optimizer not in ("adam", "natural"):
             raise LTMError(f"optimizer must be 'adam' or 'natural', got {self.optimizer!r}")
-        if self.optimizer == "natural" and (self.lr > 1 or self.cuda_graph):
-            raise LTMError(
-                f"natural fast steps want a rate at most 1, got {self.lr}, and no cuda_graph, got {self.cuda_graph}: "
-                "lower the rate, leave cuda_graph out, or take adam"
-            )
+        if not 0 < self.natural_lr <= 1:
+            raise LTMError(f"natural_lr must be above 0 and at most 1, a share of the way, got {self.natural_lr}")
+        if not self.natural_delay > 0:
+            raise LTMError(f"natural_delay must be above 0, got {self.natural_delay}")
+        if self.optimizer == "natural" and self.cuda_graph:
+            raise LTMError("natural fast steps have no CUDA graph: leave cuda_graph out, or take adam")
         if self.noise not in ("fresh", "fixed"):
             raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
         if self.slow_gradient not in ("final", "trajectory"):
@@ -93,8 +94,10 @@ class FastConfig:
             )
 
     def lr_at(self, step: int, steps: int, lr: float) -> float:
-        """Of fast step ``step`` = 0, 1, …: by `lr_delay`, or the cosine from ``lr`` to ``lr * lr_decay``."""
-        if self.lr_delay is not None:
-            return lr / (1 + step / self.lr_delay)
+        """Cosine from ``lr`` at the first of ``steps`` fast steps to ``lr * lr_decay`` at the last."""
         progress = step / max(steps - 1, 1)
         return lr * (self.lr_decay + (1 - self.lr_decay) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def natural_lr_at(self, step: int) -> float:
+        """ρ of natural fast step ``step`` = 0, 1, …, by ``natural_lr`` and ``natural_delay``."""
+        return self.natural_lr / (1 + step / self.natural_delay)

@@ -141,7 +141,8 @@ class FastLoop:
         alike = config.tolerance is None and config.token_fraction == 1 and not weights
         captures = config.cuda_graph and alike and _on_cuda(batch)
         rate = torch.tensor(lr, device=batch.device) if captures else lr
-        adam = _optimizer(config, local, rate, captures)
+        natural = config.optimizer == "natural" and self.guide.natural
+        adam = NaturalGradient(local, config.natural_lr) if natural else _adam(config, local, rate, captures)
         now = _Fitted(batch, local, adam, generator, stem)
         captured: CapturedStep | None = None
         watch = None if config.tolerance is None else Convergence(config.tolerance * batch.num_scored)
@@ -156,7 +157,7 @@ class FastLoop:
             subset = subsets.draw() if subsets is not None and t < steps - config.full_final_steps else None
             scored = now.batch if subset is None else subset.batch
             taken.append(FastStep(len(scored), len(scored.scored_index)))
-            _set_rate(now.adam, config.lr_at(t, steps, lr))
+            _set_rate(now.adam, config.natural_lr_at(t) if natural else config.lr_at(t, steps, lr))
             if captures and t == 1:
                 captured = CapturedStep.of(
                     partial(self._step_alike, now, objective),
@@ -240,10 +241,7 @@ def _on_cuda(batch: TokenBatch) -> bool:
     return batch.device.type == "cuda"
 
 
-def _optimizer(config: FastConfig, local: LocalParams, rate: float | Tensor, captures: bool) -> torch.optim.Optimizer:
-    """What moves the local parameters of a loop."""
-    if config.optimizer == "natural":
-        return NaturalGradient(local, config.lr)  # the loop sets its rate before every step
+def _adam(config: FastConfig, local: LocalParams, rate: float | Tensor, captures: bool) -> torch.optim.Optimizer:
     return torch.optim.Adam(local.values(), lr=rate, betas=config.betas, eps=config.eps, capturable=captures)
 
 

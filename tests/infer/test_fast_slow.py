@@ -225,14 +225,6 @@ def test_the_step_sizes_run_from_lr_to_lr_times_decay():
     assert fast.lr_at(0, 1, 0.3) == pytest.approx(0.3)
 
 
-def test_step_sizes_with_a_delay_do_not_depend_on_how_many_steps_follow():
-    fast = FastConfig(lr_delay=4)
-    for steps in (4, 16):
-        assert [fast.lr_at(t, steps, 0.8) for t in (0, 1, 4)] == pytest.approx([0.8, 0.64, 0.4])
-    with pytest.raises(LTMError, match="lr_delay must be above 0, got 0"):
-        FastConfig(lr_delay=0)
-
-
 def test_steps_and_step_size_of_a_call_go_before_the_configured_ones():
     svi, batch = engine(FastConfig(steps=3, lr=0.1)), ragged_batch(4, 2)
     assert svi.infer(batch, steps=5, seed=1).steps_taken == 5

@@ -5,7 +5,7 @@ import torch
 
 from ltm_pyro import FastConfig, FastSlowSVI, GaussianPrior, LatentThoughtModel, LocalNormal, ThoughtDecoder, TokenBatch
 from ltm_pyro.errors import LTMError
-from ltm_pyro.guides import LocalDelta
+from ltm_pyro.guides import GUIDES
 from ltm_pyro.infer.natural import NaturalGradient
 
 
@@ -49,7 +49,7 @@ def test_a_posterior_of_natural_steps_does_not_depend_on_its_batch(model, tolera
         for weight in model.decoder.parameters():
             weight.mul_(8 if weight.dim() > 1 else 1)
     batch = TokenBatch.from_lists([[5, 8, 13, 21, 34], [3, 1, 4, 1], [2, 7, 1, 8, 2]], start=0)
-    fast = FastConfig(steps=12, optimizer="natural", lr=0.5, tolerance=tolerance)
+    fast = FastConfig(steps=12, optimizer="natural", natural_lr=0.5, natural_delay=100, tolerance=tolerance)
     svi = FastSlowSVI(model, LocalNormal(model, init_log_var=0.0), fast=fast)
     together, alone = svi.infer(batch, seed=1), svi.infer(batch[[2]], seed=1)
     torch.testing.assert_close(together.mean[2], alone.mean[0], atol=1e-4, rtol=0)
@@ -57,20 +57,59 @@ def test_a_posterior_of_natural_steps_does_not_depend_on_its_batch(model, tolera
 
 def test_thoughts_that_the_decoder_does_not_read_return_to_the_prior(model):
     torch.nn.init.zeros_(model.decoder.blocks[0].cross_attention.out.weight)
-    fast = FastConfig(steps=8, optimizer="natural", lr=1.0, lr_decay=1.0)
+    fast = FastConfig(steps=8, optimizer="natural", natural_lr=1.0, natural_delay=100)
     svi = FastSlowSVI(model, LocalNormal(model, init_log_var=-2.0), fast=fast)
     terms = svi.infer(TokenBatch.from_lists([[5, 8, 13]], start=0), seed=0).elbo_terms(1)
     assert float(terms.kl) < 1e-4  # Adam's steps of 0.3 leave some, and from far off they leave most
 
 
-def test_a_point_guide_has_no_natural_steps(model):
-    svi = FastSlowSVI(model, LocalDelta(model), fast=FastConfig(optimizer="natural", lr=0.5))
-    with pytest.raises(LTMError, match="fast_optimizer = adam"):
-        svi.infer(TokenBatch.from_lists([[5, 8, 13]], start=0))
+@pytest.mark.parametrize("name", GUIDES)
+def test_guides_that_are_no_independent_normals_keep_adam(model, name):
+    """The same posterior under both settings, unless the guide is the normal one."""
+    batch = TokenBatch.from_lists([[5, 8, 13]], start=0)
+    means = []
+    for optimizer in ("adam", "natural"):
+        torch.manual_seed(0)
+        guide = GUIDES[name](model)
+        svi = FastSlowSVI(model, guide, fast=FastConfig(steps=3, optimizer=optimizer))
+        means.append(svi.infer(batch, seed=1).local)
+    if name == "local-normal":
+        assert not torch.equal(means[0]["z.mu"], means[1]["z.mu"])
+    else:
+        torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
 
 
-def test_a_rate_above_one_or_a_cuda_graph_is_refused():
-    with pytest.raises(LTMError, match="at most 1"):
-        FastConfig(optimizer="natural", lr=1.5)
-    with pytest.raises(LTMError, match="no cuda_graph"):
-        FastConfig(optimizer="natural", lr=0.5, cuda_graph=True)
+def test_parameters_that_are_no_pairs_are_refused_by_name():
+    with pytest.raises(LTMError, match=r"natural fast steps are for guides with a mean and a log-variance, not z\.value"):
+        NaturalGradient({"z.value": torch.zeros(2, requires_grad=True)}, lr=0.5)
+
+
+def test_rates_fall_with_the_step_and_do_not_depend_on_how_many_follow():
+    fast = FastConfig(optimizer="natural", natural_lr=0.8, natural_delay=4)
+    assert [fast.natural_lr_at(t) for t in (0, 1, 4)] == pytest.approx([0.8, 0.64, 0.4])
+
+
+def test_more_steps_average_the_noise_of_their_draws_out(model):
+    with torch.no_grad():
+        for weight in model.decoder.parameters():
+            weight.mul_(6 if weight.dim() > 1 else 1)
+    batch = TokenBatch.from_lists([[5, 8, 13, 21, 34, 3, 1, 4]], start=0)
+    svi = FastSlowSVI(model, LocalNormal(model, init_log_var=0.0), fast=FastConfig(optimizer="natural"))
+    spread = []
+    for steps in (8, 128):
+        means = torch.cat([svi.infer(batch, steps=steps, seed=seed).mean for seed in range(16)])
+        spread.append(float(means.var(0).mean()))
+    assert spread[1] < 0.5 * spread[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"natural_lr": 1.5}, "natural_lr must be above 0 and at most 1"),
+        ({"natural_delay": 0}, "natural_delay must be above 0"),
+        ({"cuda_graph": True}, "leave cuda_graph out"),
+    ],
+)
+def test_rates_out_of_range_and_a_cuda_graph_are_refused(setting, message):
+    with pytest.raises(LTMError, match=message):
+        FastConfig(optimizer="natural", **setting)

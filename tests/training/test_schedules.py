@@ -59,7 +59,9 @@ def test_the_weight_of_the_kl_can_be_held_before_it_rises_and_start_above_zero()
     assert [kl_weight(shares, TrainingSettings(steps=10), s) for s in range(7)] == [0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0]
     # A share of few steps is one step at least.
     assert kl_weight(shares, TrainingSettings(steps=1), 2) == 1.0
-    with pytest.raises(LTMError, match=r"kl_warmup_steps must be a whole number of steps, or a share below 1, got 2\.5"):
+    with pytest.raises(
+        LTMError, match=r"kl_warmup_steps must be a whole number of steps, or a share below 1, got 2\.5"
+    ):
         InferenceSettings(kl_warmup_steps=2.5)
     with pytest.raises(LTMError, match="fast_beta2 must be below 1"):
         InferenceSettings(fast_beta2=1.0)
