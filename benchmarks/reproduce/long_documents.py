@@ -21,7 +21,8 @@ def pieces(text: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
     """Consecutive parts of ``tokens`` … ``tokens`` + `SLACK` tokens, cut before a space; others are dropped."""
     # Where a part begins with one space, its tokens are those that it had in the whole text.
     words = re.split(r"(?= \S)", text)
-    piece, count = [], 0
+    piece: list[str] = []
+    count = 0
     for word, ids in zip(words, tokenizer.encode_batch(words), strict=True):
         if count >= tokens:
             if count <= tokens + SLACK:

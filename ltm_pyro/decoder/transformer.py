@@ -167,7 +167,7 @@ class ThoughtDecoder(TiedTransformer):
         """Keys with their addresses, or rotated by the places of their thoughts among the tokens."""
         layers, per_layer, _ = self.thought_shape
         if self.thought_addresses:
-            addresses = torch.stack([self._block(i).cross_attention.address for i in range(layers)])
+            addresses = torch.stack([cast(Tensor, self._block(i).cross_attention.address) for i in range(layers)])
             return keys + rearrange(addresses.to(keys.dtype), "l n (h d) -> l 1 h n d", d=self.head_dim)
         spacing = self.max_length // (layers * per_layer)
         rope = rotation(torch.arange(per_layer, device=keys.device) * spacing, self.head_dim, self.rope_base)

@@ -80,7 +80,7 @@ def test_guides_that_are_no_independent_normals_keep_adam(model, name):
 
 
 def test_parameters_that_are_no_pairs_are_refused_by_name():
-    with pytest.raises(LTMError, match=r"natural fast steps are for guides with a mean and a log-variance, not z\.value"):
+    with pytest.raises(LTMError, match=r"for guides with a mean and a log-variance, not z\.value"):
         NaturalGradient({"z.value": torch.zeros(2, requires_grad=True)}, lr=0.5)
 
 
