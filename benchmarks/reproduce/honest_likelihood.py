@@ -40,7 +40,7 @@ RECIPE: dict[str, Any] = {
     "decoder.thought_gain": 0.0,
     "inference.init_log_var": 0.0,
     "inference.fast_optimizer": "natural",
-    "inference.kl_weight_start": 0.1,
+    "inference.kl_weight_start": 0.05,
 }
 # Adam with a memory as short as the loop is: its usual decays overshoot in four steps.
 ADAM: dict[str, Any] = {
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
     parser.add_argument("--weights", type=int, default=256, help="draws of z of iwae")
     parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[64, 16, 4])
-    parser.add_argument("--block-size", type=int, default=8, help="tokens of a block of prequential")
+    parser.add_argument("--block-size", type=int, default=16, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
     parser.add_argument("--sequences", type=int, default=32, help="validation sequences, spread over all of it")
     options = options_of(parser, arguments)
@@ -116,7 +116,7 @@ def base_settings(options: Any) -> Settings:
         changes
         | {key: value for key, value in named.items() if value is not None}
         | {
-            "inference.kl_hold_steps": steps // 5,
+            "inference.kl_hold_steps": steps // 3,
             "inference.kl_warmup_steps": max(steps // 4, 1),
             "training.steps": steps,
             "training.eval_every": max(steps // 10, 1),
