@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.measure import machine, write_result
+from benchmarks.plain import plain_preset
 from benchmarks.priors_guides import Run
 from benchmarks.workload import GPT2_VOCABULARY
 from ltm_pyro.batch import TokenBatch
@@ -31,7 +32,6 @@ from ltm_pyro.infer import FastConfig, FastSlowSVI, Posterior, PosteriorTable
 from ltm_pyro.infer.constant import constant
 from ltm_pyro.infer.fast_loop import FastLoop, Fit, Objective
 from ltm_pyro.noise import SequenceGenerator
-from ltm_pyro.presets import preset
 
 # The settings of `fables-labels`, whose thoughts are used, on shorter sequences, a smaller vocabulary and few enough
 # documents that a training of a minute meets each of them several times.
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> None:
     folder = options.out or (Path("runs/elbo-time-smoke") if options.smoke else Path(__file__).parent / "results")
     folder.mkdir(parents=True, exist_ok=True)
     changes = dict(change.split("=", 1) for change in options.set)
-    settings = preset("tiny").updated(SETTINGS | (SMOKE if options.smoke else {}) | changes)
+    settings = plain_preset("tiny").updated(SETTINGS | (SMOKE if options.smoke else {}) | changes)
     told = {k: v for k, v in vars(options).items() if k not in ("parts", "set", "smoke", "out")}
     about = {"machine": machine(), "command": f"just bench {' '.join(sys.argv[1:])}", "options": told}
     measured = {part: {**PARTS[part](settings, options), **about} for part in options.parts}
@@ -178,7 +178,7 @@ def training(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
 def vocabulary(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a slow step of a network whose vocabulary product is large."""
     width = 64 if options.smoke else 512
-    shape = preset(options.preset).updated({"data.sequence_length": width})
+    shape = plain_preset(options.preset).updated({"data.sequence_length": width})
     entries = 2048 if options.smoke else GPT2_VOCABULARY
     torch.manual_seed(0)
     model = build_model(shape, entries)

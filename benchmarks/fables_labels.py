@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.measure import write_result
+from benchmarks.plain import plain_preset
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, SequenceDataset, build_data
 from ltm_pyro.data.fables import PLAN_VARIABLES, Fable, generate
 from ltm_pyro.errors import LTMError
 from ltm_pyro.infer import ELBOTerms, Posterior
-from ltm_pyro.presets import preset
 from ltm_pyro.priors import MixturePrior
 from ltm_pyro.training import RunDirectory, Trainer
 from ltm_pyro.training.learners import ThoughtLearner
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     changes = dict(change.split("=", 1) for change in options.set)
-    settings = preset("tiny").updated(SETTINGS | (SMOKE if options.smoke else {}) | changes)
+    settings = plain_preset("tiny").updated(SETTINGS | (SMOKE if options.smoke else {}) | changes)
     runs = []
     for seed in range(options.seeds):
         began = time.process_time()

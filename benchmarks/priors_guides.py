@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import compare, machine, write_result
+from benchmarks.plain import plain_preset
 from benchmarks.workload import options_of, plain
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import build_guide, build_model, check_components
@@ -21,7 +22,6 @@ from ltm_pyro.errors import LTMError
 from ltm_pyro.evaluation import evaluate
 from ltm_pyro.guides import GUIDES
 from ltm_pyro.infer import FastSlowSVI
-from ltm_pyro.presets import preset
 from ltm_pyro.priors import PRIORS
 from ltm_pyro.training import build_optimizer
 from ltm_pyro.training.run import fast_config
@@ -73,7 +73,8 @@ def main(arguments: list[str]) -> None:
     options = options_of(parser, arguments, SMOKE)
 
     small = SMALL | ({"data.documents": 40} if options.smoke else {})
-    base = preset("tiny").updated(small | {"training.slow_lr": options.slow_lr, "training.device": options.device})
+    training = {"training.slow_lr": options.slow_lr, "training.device": options.device}
+    base = plain_preset("tiny").updated(small | training)
     data = build_data(**asdict(base.data))
     rows = []
     for form in options.priors:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ltm_pyro import presets
+from benchmarks.plain import plain_preset
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.components import autocast_type, build_guide, build_model
 from ltm_pyro.config import Settings
@@ -106,7 +106,7 @@ class Workload:
     ) -> Workload:
         """From options, those being left alone that are no part of the work; ``settings`` changes the preset."""
         changes = {"data.sequence_length": tokens, "inference.fast_steps": fast_steps, "training.dtype": dtype}
-        chosen = presets.preset(preset).updated(changes | dict(settings or {}))
+        chosen = plain_preset(preset).updated(changes | dict(settings or {}))
         model = build_model(chosen, vocabulary).to(device)
         svi = FastSlowSVI(
             model,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.plain import plain_preset
 from benchmarks.reproduce.comparison import Comparison, comparison_table, draw_comparison, options_of_scores
 from benchmarks.reproduce.fables import shrink
 from benchmarks.reproduce.recipe import options_of, parser_of, plain, write, write_fables
-from ltm_pyro.presets import preset
 
 # Three layers of the smallest decoder that the GPT-2 vocabulary leaves time for, in half precision.
 SMALL: dict[str, Any] = {
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         "training.eval_every": max(options.steps // 8, 1),
         "training.checkpoint_every": max(options.steps // 4, 1),
     }
-    base = preset("tiny").updated(changes)
+    base = plain_preset("tiny").updated(changes)
     rows = Comparison(base, options).rows(options.seeds)
     result = {"title": options.title, "options": plain(options), "settings": base.to_dict(), "rows": rows}
     write(options, result, comparison_table, draw_comparison)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from benchmarks.plain import plain_preset
 from benchmarks.reproduce.comparison import Comparison, comparison_table, draw_comparison, options_of_scores
 from benchmarks.reproduce.recipe import options_of, parser_of, plain, write
 from ltm_pyro.config import Settings
-from ltm_pyro.presets import preset
 
 SMOKE: dict[str, Any] = {
     "data.documents": 60,
@@ -46,7 +46,7 @@ def base_settings(options: argparse.Namespace) -> Settings:
         "training.eval_every": max(options.steps // 8, 1),
         "training.checkpoint_every": max(options.steps // 4, 1),
     }
-    return preset("tiny").updated(changes)
+    return plain_preset("tiny").updated(changes)
 
 
 def shrink(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.plain import plain_preset
 from benchmarks.reproduce.comparison import steps_within, training_flops
 from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.recipe import options_of, parser_of, plain, read_data, trained
@@ -16,7 +17,6 @@ from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation import generator_entropy
-from ltm_pyro.presets import preset
 
 # Whole fables, of which a token sees eight: names and treasures come back after twenty to a hundred.
 SMALL: dict[str, Any] = {
@@ -112,7 +112,7 @@ def base_settings(options: Any) -> Settings:
     steps = options.steps
     changes = (SMALL if options.preset is None else {}) | RECIPE | (SMOKE if options.smoke else {})
     named = {"data.source": options.data, "data.validation": options.validation, "data.tokenizer": options.tokenizer}
-    return preset(options.preset or "tiny").updated(
+    return plain_preset(options.preset or "tiny").updated(
         changes
         | {key: value for key, value in named.items() if value is not None}
         | {

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plain import plain_preset
 from benchmarks.priors_guides import SMALL as _SMALL
 from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.langevin import LangevinInference, langevin_trained
@@ -18,7 +19,6 @@ from ltm_pyro.data import Data
 from ltm_pyro.evaluation import Protocol, Report, evaluate, generator_entropy, information
 from ltm_pyro.guides import LocalNormal
 from ltm_pyro.infer import FastSlowSVI
-from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun
 
 FREE_BITS = 8.0  # nats of a sequence
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     if options.smoke:
         options.seeds, options.steps, options.samples, options.weights = 1, 2, 2, 2
         options.eval_steps, options.block_size, options.sequences = [1, 2], 128, 2
-    base = preset(options.preset or "tiny").updated({} if options.preset else SMALL)
+    base = plain_preset(options.preset or "tiny").updated({} if options.preset else SMALL)
     base = base.updated(SMOKE if options.smoke else {})
     base = base.updated(
         {

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.plain import plain_preset
 from benchmarks.reproduce.recipe import trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation.protocols import ratio
 from ltm_pyro.language_model import ThoughtLanguageModel
-from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun, RunDirectory
 
 __all__ = ["TITLES", "mean_difference", "options_of_training", "settings_of", "spent", "spent_table", "train"]
@@ -33,7 +33,9 @@ def options_of_training(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(options: argparse.Namespace, small: dict[str, Any], smoke: dict[str, Any], steps: int) -> Settings:
     """The LTM's settings: preset or ``small`` ones, then a smoke run's, then ``--steps``, ``--seed`` and ``--set``."""
-    base = preset(options.preset) if options.preset else preset("tiny").updated({**small, "training.steps": steps})
+    base = plain_preset(options.preset or "tiny")
+    if not options.preset:
+        base = base.updated({**small, "training.steps": steps})
     base = base.updated(smoke if options.smoke else {})
     changes: dict[str, Any] = {"training.seed": options.seed, "training.device": options.device}
     if options.steps:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plain import plain_preset
 from benchmarks.priors_guides import SMALL as _SMALL
 from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.probe_report import draw, table
@@ -14,7 +15,6 @@ from benchmarks.reproduce.recipe import options_of, parser_of, read_data, traine
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation import evaluate
 from ltm_pyro.evaluation.probes import fit_thoughts, interpolate, probe_layers, swap_thoughts
-from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun
 
 REGIMES: dict[str, dict[str, Any]] = {
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     options = options_of(parser, arguments)
     if options.smoke:
         options.seeds, options.steps, options.samples, options.points, options.sequences = 1, 2, 1, 3, 2
-    base = preset(options.preset or "tiny").updated({} if options.preset else SMALL)
+    base = plain_preset(options.preset or "tiny").updated({} if options.preset else SMALL)
     base = base.updated(SMOKE if options.smoke else {})
     base = base.updated(
         {

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plain import plain_preset
 from benchmarks.priors_guides import SMALL as WITH_LABELS
 from benchmarks.reproduce.recipe import read_data, trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation import Report
-from ltm_pyro.presets import preset
 from ltm_pyro.training import LoadedRun, RunDirectory
 
 __all__ = [
@@ -100,7 +100,7 @@ def base_settings(options: argparse.Namespace) -> Settings:
         changes |= SMALL | {"training.steps": options.small_steps, "training.eval_every": options.small_steps}
     if options.smoke:
         changes |= SMOKE
-    base = preset(options.preset or "tiny").updated(changes)
+    base = plain_preset(options.preset or "tiny").updated(changes)
     named = {
         "data.source": options.data,
         "data.validation": options.validation,
