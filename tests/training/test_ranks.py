@@ -31,11 +31,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "learned prior, parts": {"prior.name": "learned-gaussian", "training.micro_batch_size": 3},
     "flow prior": {"prior.name": "flow"},
     "trajectory": {"inference.slow_gradient": "trajectory", "inference.noise": "fixed"},
+    "addresses, natural steps": {"decoder.thought_addresses": True, "inference.fast_optimizer": "natural"},
     "ar": {"model.name": "ar"},
     "ar parts": {"model.name": "ar", "training.micro_batch_size": 3},
     "mdlm": {"model.name": "mdlm"},
 }
-QUICK = ("parts", "amortized", "learned prior", "ar parts")
+QUICK = ("parts", "amortized", "learned prior", "addresses, natural steps", "ar parts")
 
 
 def steps(
