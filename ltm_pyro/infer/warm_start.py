@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ class PosteriorTable:
         layout = {name: list(value.shape[1:]) for name, value in local.items()}
         if self._layout is None:
             path = self.folder / "layout.json"
-            aside = path.with_suffix(".tmp")  # a kill leaves the whole file or none
+            # A kill leaves the whole file or none; every rank writes it, each under a name of its own until then.
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
             try:
                 aside.write_text(json.dumps({"format": _FORMAT, "local": layout}), encoding="utf-8")
                 aside.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,22 @@ def test_stored_values_take_the_place_of_starts_and_others_stay(tmp_path):
     table.store(keys_of(3, 5), local_of(3.0, 4.0))  # replaced, and one more
     assert_starts(table, [-7, 3, 5], 2.0, 3.0, 4.0)
     assert len(table) == 3
+
+
+def test_ranks_that_begin_a_table_at_once_do_not_take_each_others_file_away(tmp_path, monkeypatch):
+    first, second = PosteriorTable(tmp_path / "table"), PosteriorTable(tmp_path / "table")
+    replace, waiting = Path.replace, [first]
+
+    def late(self, target):
+        """The other rank writes its layout between this one's file and its place."""
+        if waiting:
+            waiting.pop().store(keys_of(1), local_of(1.0))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    second.store(keys_of(1), local_of(1.0))
+    assert not waiting
+    assert [path.name for path in (tmp_path / "table").iterdir()] == ["layout.json"]
 
 
 def test_the_starts_that_are_given_are_not_written_to(tmp_path):
