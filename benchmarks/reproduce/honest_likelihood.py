@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", metavar="SOURCE", default="fables", help="text to train on")
     parser.add_argument("--validation", metavar="SOURCE", help="text to score on (default: held out of --data)")
     parser.add_argument("--tokenizer", metavar="T", default="train", help="path or hub name (default: train one)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of all models")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
     parser.add_argument("--title", default="thoughts against the same window without them")
     parser.add_argument("--result", dest="result_name", default="honest-likelihood", help="name of the results")
     parser.add_argument("--seeds", type=int, default=3)
