@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import write_result
+from benchmarks.plain import plain_preset
 from benchmarks.workload import GPT2_VOCABULARY
 from ltm_pyro.components import build_model
 from ltm_pyro.decoder import Sampling, ThoughtDecoder, decode
 from ltm_pyro.decoder.cache import DecoderCache
 from ltm_pyro.decoder.sampling import TokenDraws
 from ltm_pyro.infer.posterior import autocasting
-from ltm_pyro.presets import preset
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
 
 def random_decoder(name: str, options: argparse.Namespace) -> ThoughtDecoder:
     """A preset's decoder with random weights."""
-    return build_model(preset(name), options.vocabulary).decoder.to(options.device)
+    return build_model(plain_preset(name), options.vocabulary).decoder.to(options.device)
 
 
 class Timed:
@@ -188,7 +188,7 @@ def step_weights(decoder: ThoughtDecoder) -> int:
     return sum(
         parameter.numel()
         for name, parameter in decoder.named_parameters()
-        if not name.endswith(("cross_attention.key.weight", "cross_attention.value.weight"))
+        if not name.endswith(("cross_attention.key.weight", "cross_attention.value.weight", "cross_attention.address"))
     )
 
 

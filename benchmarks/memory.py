@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from benchmarks.measure import write_result
+from benchmarks.plain import plain_preset
 from benchmarks.workload import GPT2_VOCABULARY
 from ltm_pyro.batch import TokenBatch
 from ltm_pyro.config import Settings
 from ltm_pyro.flops import DecoderSize
 from ltm_pyro.memory import StepMemory, TrainingShape, slow_step_memory
 from ltm_pyro.memory_meter import measured_peak
-from ltm_pyro.presets import preset
 from ltm_pyro.training.learners import ThoughtLearner
 
 
@@ -37,7 +37,7 @@ class Case:
 
     def settings(self, device: str) -> Settings:
         """Those of a run that takes such steps."""
-        return preset(self.preset).updated(
+        return plain_preset(self.preset).updated(
             {
                 "data.sequence_length": self.tokens,
                 "inference.fast_steps": self.fast_steps,

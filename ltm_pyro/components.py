@@ -69,8 +69,10 @@ def build_guide(settings: Settings, model: LatentThoughtModel) -> Guide:
         LTMError: the guide is unknown, or its options are not its own.
     """
     inference = settings.inference
+    natural = inference.fast_optimizer == "natural" and resolve("guide", settings.guide.name, GUIDES, Guide).natural  # type: ignore[type-abstract]
+    narrow = inference.natural_init_log_var
     starts = {
-        "init_log_var": inference.init_log_var,
+        "init_log_var": narrow if natural and narrow is not None else inference.init_log_var,
         "init_log_var_spread": inference.init_log_var_spread,
         "init_mu_spread": inference.init_mu_spread,
     }
@@ -179,6 +181,8 @@ def _refuse_what_memory_cannot_hold(settings: Settings, vocab_size: int) -> None
     shape = settings.decoder
     width = shape.thought_width or shape.hidden
     layer = 14 * shape.hidden**2 + 2 * shape.hidden * width  # attentions, SwiGLU; keys and values of the thoughts
+    if shape.thought_addresses:
+        layer += shape.num_thoughts // shape.layers * shape.hidden
     size = 4 * (vocab_size * shape.hidden + shape.layers * layer) + shape.layers * _MODULES_OF_A_LAYER
     refuse_what_memory_cannot_hold(size, "the model that section decoder of the settings describes")
 

@@ -165,6 +165,7 @@ class InferenceSettings:
         fast_beta2: second moment decay of the fast loop's Adam.
         noise: ``fresh`` or ``fixed`` ε.
         slow_gradient: ``final`` or ``trajectory``.
+        natural_init_log_var: where log σ² starts under natural steps; None is `init_log_var`.
         init_log_var: where log σ² starts.
         init_log_var_spread: standard deviation of the starts of log σ².
         init_mu_spread: standard deviation of the starts of μ.
@@ -187,6 +188,7 @@ class InferenceSettings:
     fast_optimizer: Literal["adam", "natural"] = "adam"
     natural_lr: float = 0.9
     natural_delay: float = 4.0
+    natural_init_log_var: float | None = None
     fast_beta1: float = 0.9
     fast_beta2: float = 0.999
     noise: Literal["fresh", "fixed"] = "fresh"
@@ -220,12 +222,17 @@ class InferenceSettings:
             at_least(f"inference.{name}", getattr(self, name), 0)
         within("inference.kl_weight_start", self.kl_weight_start, 0, 1)
         for name in ("kl_warmup_steps", "kl_hold_steps"):
-            if (value := getattr(self, name)) > 1 and value != int(value):
+            if (value := getattr(self, name)) > 1 and not float(value).is_integer():
                 raise LTMError(f"inference.{name} must be a whole number of steps, or a share below 1, got {value}")
         if self.kl_hold_steps and not self.kl_warmup_steps:
             raise LTMError(
                 f"inference.kl_hold_steps = {self.kl_hold_steps} holds the KL's weight before a warm-up that there is "
-                "none of: set inference.kl_warmup_steps"
+                "none of: set inference.kl_warmup_steps, or inference.kl_hold_steps = 0"
+            )
+        if self.kl_hold_steps < 1 and self.kl_warmup_steps < 1 and self.kl_hold_steps + self.kl_warmup_steps > 1:
+            raise LTMError(
+                f"inference.kl_hold_steps = {self.kl_hold_steps} and kl_warmup_steps = {self.kl_warmup_steps} are more "
+                "than the whole training together: lower one"
             )
         for name in ("fast_beta1", "fast_beta2"):
             _decay(f"inference.{name}", getattr(self, name))
@@ -387,7 +394,7 @@ class Settings:
                     f"section {shown(section)} of the settings must be a table of keys, got {shown(content)}"
                 )
             flat |= {f"{section}.{key}": value for key, value in content.items()}
-        return (base or cls()).updated(flat)
+        return (base or cls()).updated({address: value for address, value in flat.items() if address not in _RETIRED})
 
     @classmethod
     def from_toml(cls, path: str | Path, base: Settings | None = None) -> Settings:
@@ -400,6 +407,8 @@ class Settings:
 
 
 _SECTIONS = tuple(f.name for f in fields(Settings))
+_RETIRED = {"decoder.zero_cross_attention"}
+"""Settings that runs may still name: they shaped the start of a training, and its weights are in the checkpoints."""
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

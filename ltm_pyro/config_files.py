@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ltm_pyro.config import read_toml
+from ltm_pyro.config import Settings, read_toml
 from ltm_pyro.errors import LTMError
 from ltm_pyro.untrusted import exists
 
@@ -35,7 +35,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise LTMError(f"cannot read the settings file {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LTMError(f"{path} is not the config.json of a run: give one, or a TOML file") from error
-    return settings
+    # What a run does not name was the default when it was trained, whatever a preset makes of it now.
+    return Settings.from_dict(settings).to_dict()
 
 
 def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -11,11 +11,13 @@ from ltm_pyro.values import nearest
 __all__ = ["PRESETS", "preset"]
 
 # Thoughts that earn their KL (docs/research/honest-likelihood.md): found by addresses, fitted by natural gradients, and
-# all but free until the decoder knows how to read them. A narrow start spares the decoder noise that says nothing.
+# all but free until the decoder can read them. A narrow start spares the decoder noise that says nothing; Adam, which
+# other guides keep, would leave most of the KL of such a start, so there log σ² starts at the prior's.
 _RECIPE: dict[str, Any] = {
     "decoder.thought_addresses": True,
     "inference.fast_optimizer": "natural",
-    "inference.init_log_var": -3.0,
+    "inference.init_log_var": 0.0,
+    "inference.natural_init_log_var": -3.0,
     "inference.kl_weight_start": 0.05,
     "inference.kl_hold_steps": 0.33,
     "inference.kl_warmup_steps": 0.25,

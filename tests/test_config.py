@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def test_strings_are_read_as_the_settings_type(address: str, text: str, expected
         ("inference.fast_steps", -1, "inference.fast_steps must be 0 or more"),
         ("inference.fast_lr", 0, "inference.fast_lr must be above 0"),
         ("inference.fast_lr_decay", 1.5, "inference.fast_lr_decay must lie in 0 … 1"),
+        ("inference.kl_warmup_steps", math.inf, "must be a whole number of steps, or a share below 1, got inf"),
         ("inference.natural_lr", 1.5, "inference.natural_lr must be 1 or less"),
         ("decoder.thought_gain", -1, "decoder.thought_gain must lie in 0 … 100"),
         ("inference.tolerance", 0, "inference.tolerance must be above 0"),

@@ -146,7 +146,8 @@ def rows_of(name: str, settings: Settings, data: Data, options: Any) -> list[dic
     run = trained(settings, data, folder)
     wanted = min(len(data.validation), options.sequences)
     indices = [number * len(data.validation) // wanted for number in range(wanted)]
-    asked = {key: value for key, value in plain(options).items() if key in ASKED} | {"indices": indices}
+    asked = {key: value for key, value in plain(options).items() if key in ASKED}
+    asked |= {"indices": indices, "data": settings.to_dict()["data"]}
 
     def scores() -> dict[str, Any]:
         entropy = None

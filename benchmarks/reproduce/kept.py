@@ -21,7 +21,7 @@ def kept(folder: Path, asked: dict[str, Any], compute: Callable[[], dict[str, An
         compute: makes the row, of plain values.
     """
     path = folder / "row.json"
-    asked = asked | {"weights": _digest(folder)}
+    asked = asked | {"checkpoint": _digest(folder)}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["asked"] == asked:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.plain import PLAIN
 from benchmarks.reproduce.recipe import options_of, parser_of
 from benchmarks.reproduce.sweeps import AR, FRESH, Cell, base_settings, options_of_sweeps, scored, sweep
 from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_hat, mean
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     sizes = SMALL_SIZES
     if options.sizes:
         options.preset = options.preset or options.sizes[0]
-        sizes = {name: PRESETS[name] | FRESH for name in options.sizes}
+        sizes = {name: PRESETS[name] | FRESH | PLAIN for name in options.sizes}
     if options.smoke:
         options.eval_fast_steps = 2
     base = base_settings(options)

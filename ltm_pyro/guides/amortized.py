@@ -46,7 +46,6 @@ class Amortized(LocalNormal):
     """
 
     refined: ClassVar[bool] = False
-    natural: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,10 +28,14 @@ class Guide(nn.Module, ABC):
 
     natural: ClassVar[bool] = False
     """Whether the local parameters are ``<site>.mu`` and ``<site>.log_var`` of independent normals, which the fast loop
-    can move along natural gradients."""
+    may move along natural gradients. Not inherited: a subclass whose q is that, too, says so itself."""
 
     has_density: ClassVar[bool] = True
     """False for a point estimate: its ELBO is no bound, and evaluations do not report it as one."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        cls.natural = cls.__dict__.get("natural", False)
 
     @abstractmethod
     def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:

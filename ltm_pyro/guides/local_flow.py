@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -53,8 +52,6 @@ class LocalFlow(LocalNormal):
 
     References: Rezende & Mohamed (2015), Variational Inference with Normalizing Flows.
     """
-
-    natural: ClassVar[bool] = False
 
     def __init__(
         self,

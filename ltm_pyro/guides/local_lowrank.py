@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -43,8 +43,6 @@ class LocalLowRank(LocalNormal):
 
     References: Ong et al. (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
     """
-
-    natural: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -217,7 +217,10 @@ class ThoughtLearner(Learner):
         return ThoughtLanguageModel(self.svi, fast_lr(self.settings.inference, self.settings.training, at))
 
     def rates(self, at: int) -> dict[str, float]:  # noqa: D102
-        return super().rates(at) | {"fast_lr": fast_lr(self.settings.inference, self.settings.training, at)}
+        inference, training = self.settings.inference, self.settings.training
+        natural = self.svi.fast.optimizer == "natural" and self.svi.guide.natural
+        fast = inference.natural_lr if natural else fast_lr(inference, training, at)
+        return super().rates(at) | {"fast_lr": fast, "kl_weight": kl_weight(inference, training, at)}
 
 
 class BaselineLearner(Learner):

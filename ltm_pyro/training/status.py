@@ -207,7 +207,9 @@ def _against_divergence(settings: Settings, resume: str) -> list[Advice]:
     slow = {"training.slow_lr": training.slow_lr / 2, "training.slow_lr_final": training.slow_lr_final / 2}
     found = [Advice("go on with half the slow learning rate", _with(resume, slow))]
     if settings.model.name == "ltm" and inference.fast_steps:
+        natural = inference.fast_optimizer == "natural" and settings.guide.name == "local-normal"
         fast = {"inference.fast_lr": inference.fast_lr / 2, "inference.fast_lr_final": inference.fast_lr_final / 2}
+        fast = {"inference.natural_lr": inference.natural_lr / 2} if natural else fast
         found.append(Advice("or with half the fast one", _with(resume, fast)))
     if training.clip_norm is None:
         found.append(Advice("or with a limit to the gradient", _with(resume, {"training.clip_norm": 1.0})))

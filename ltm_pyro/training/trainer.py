@@ -273,7 +273,11 @@ class Trainer:
             if self.ranks.is_main:
                 warnings.warn(f"step {self.step} is left out: {what}", stacklevel=3)
             return
-        mend = "lower training.slow_lr" if weight else "lower training.slow_lr or inference.fast_lr, or mend the texts"
+        mend = (
+            "lower training.slow_lr"
+            if weight
+            else "lower training.slow_lr, inference.fast_lr or natural_lr, or mend the texts"
+        )
         raise DivergenceError(
             f"step {self.step} is left out ({self.skipping.in_a_row} in a row): {what}; {mend}; {self._what_stands()}"
         )

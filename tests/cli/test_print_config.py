@@ -44,6 +44,20 @@ def test_a_number_that_is_yet_to_be_found_stays_so(cli: Run, tmp_path: Path, opt
     assert cli("train", "--config", tmp_path / "my.toml", "--print-config").out == printed
 
 
+def test_what_an_older_runs_config_does_not_name_is_the_default_and_not_the_presets(cli: Run, tmp_path: Path):
+    settings = preset("paper-ltm-s").to_dict()
+    for key in ("thought_addresses", "thought_gain"):
+        del settings["decoder"][key]
+    for key in ("fast_optimizer", "natural_lr", "kl_hold_steps", "kl_weight_start"):
+        del settings["inference"][key]
+    settings["decoder"]["zero_cross_attention"] = False  # a setting that is no more
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    result = cli("train", "--config", tmp_path / "config.json", "--print-config")
+    assert result.code == 0, result.err
+    (tmp_path / "my.toml").write_text(result.out, encoding="utf-8")
+    assert Settings.from_dict(read_toml(tmp_path / "my.toml")) == preset("paper-ltm-s")
+
+
 def test_a_runs_config_starts_another_like_it(cli: Run, trained: Path, tmp_path: Path):
     options = ["--config", trained / "config.json", "--out", tmp_path / "again"]
     result = cli("train", *options)

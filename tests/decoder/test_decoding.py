@@ -26,11 +26,12 @@ def padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tens
     return torch.tensor(rows), torch.tensor([len(p) for p in prompts])
 
 
+@pytest.mark.parametrize("addresses", [False, True])
 @pytest.mark.parametrize("window", [1, 4, 64])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_cached_hidden_states_equal_recomputed_ones(window, layers):
+def test_cached_hidden_states_equal_recomputed_ones(window, layers, addresses):
     # 9 + 8 tokens pass the window of 4, wrap its ring buffer twice, and pass max_length.
-    decoder = tiny_decoder(layers=layers, window=window, max_length=12)
+    decoder = tiny_decoder(layers=layers, window=window, max_length=12, thought_addresses=addresses)
     prompts = [torch.randint(11, (n,)).tolist() for n in (1, 3, 4, 5, 9)]
     thoughts = random_thoughts(decoder, len(prompts))
     inputs, lengths = padded(prompts, pad=7)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ltm_pyro import FastConfig, FastSlowSVI, GaussianPrior, LatentThoughtModel, LocalNormal, ThoughtDecoder, TokenBatch
+from ltm_pyro.components import build_guide
+from ltm_pyro.config import Settings
 from ltm_pyro.errors import LTMError
 from ltm_pyro.guides import GUIDES
 from ltm_pyro.infer.natural import NaturalGradient
@@ -63,8 +65,8 @@ def test_thoughts_that_the_decoder_does_not_read_return_to_the_prior(model):
     assert float(terms.kl) < 1e-4  # Adam's steps of 0.3 leave some, and from far off they leave most
 
 
-@pytest.mark.parametrize("name", GUIDES)
-def test_guides_that_are_no_independent_normals_keep_adam(model, name):
+@pytest.mark.parametrize("name", [name for name in GUIDES if GUIDES[name].refined])
+def test_all_guides_but_the_local_normal_keep_adam(model, name):
     """The same posterior under both settings, unless the guide is the normal one."""
     batch = TokenBatch.from_lists([[5, 8, 13]], start=0)
     means = []
@@ -77,6 +79,30 @@ def test_guides_that_are_no_independent_normals_keep_adam(model, name):
         assert not torch.equal(means[0]["z.mu"], means[1]["z.mu"])
     else:
         torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
+
+
+def test_that_natural_steps_fit_a_guide_is_not_inherited(model):
+    class Own(LocalNormal):
+        """A subclass whose q may be another."""
+
+    class Said(LocalNormal):
+        natural = True
+
+    assert (LocalNormal.natural, Own.natural, Said.natural) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"inference.fast_optimizer": "natural"}, -3.0),
+        ({"inference.fast_optimizer": "adam"}, 0.5),
+        ({"inference.fast_optimizer": "natural", "guide.name": "local-lowrank"}, 0.5),
+        ({"inference.fast_optimizer": "natural", "inference.natural_init_log_var": None}, 0.5),
+    ],
+)
+def test_natural_steps_have_a_start_of_their_own(model, changes, start):
+    settings = Settings().updated({"inference.init_log_var": 0.5, "inference.natural_init_log_var": -3.0} | changes)
+    assert build_guide(settings, model).init_log_var == start
 
 
 def test_parameters_that_are_no_pairs_are_refused_by_name():

@@ -57,6 +57,8 @@ def test_the_weight_of_the_kl_can_be_held_before_it_rises_and_start_above_zero()
         InferenceSettings(kl_hold_steps=3)
     shares = InferenceSettings(kl_warmup_steps=0.2, kl_weight_start=0.5, kl_hold_steps=0.3)
     assert [kl_weight(shares, TrainingSettings(steps=10), s) for s in range(7)] == [0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0]
+    with pytest.raises(LTMError, match=r"kl_hold_steps = 0\.6 and kl_warmup_steps = 0\.5 are more than the whole"):
+        InferenceSettings(kl_hold_steps=0.6, kl_warmup_steps=0.5)
     # A share of few steps is one step at least.
     assert kl_weight(shares, TrainingSettings(steps=1), 2) == 1.0
     with pytest.raises(
