@@ -27,7 +27,7 @@ class Sharding:
     Each layer's weights are two *units*: self-attention with the cross-attention's query map, and the rest. A unit is
     gathered for a forward pass through it, freed behind it, gathered again for the backward pass, so a rank holds about
     two units whole at a time. Gathered once for a whole slow step is only what is read outside such passes: the
-    embedding, the norms, and the maps to keys and values.
+    embedding, the norms, the maps to keys and values, and addresses.
 
     What is computed is what `Ranks` compute with whole weights. With ``autocast`` units travel in its type, in which
     their products are made anyhow; all else is gathered as it is, and gradients are summed in float32.

@@ -1,4 +1,4 @@
-"""The fast loop: local variational parameters by Adam, every sequence on its own, the decoder constant."""
+"""The fast loop: local variational parameters by gradient steps, every sequence on its own, the decoder constant."""
 
 from __future__ import annotations
 
