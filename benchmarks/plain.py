@@ -12,6 +12,7 @@ __all__ = ["PLAIN", "plain_preset"]
 PLAIN: dict[str, Any] = {
     "decoder.thought_addresses": False,
     "inference.fast_optimizer": "adam",
+    "inference.natural_init_log_var": None,
     "inference.kl_weight_start": 0.0,
     "inference.kl_hold_steps": 0.0,
     "inference.kl_warmup_steps": 0.0,
