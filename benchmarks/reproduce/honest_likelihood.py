@@ -215,7 +215,9 @@ def _markdown(result: dict[str, Any]) -> list[str]:
             f"| {name} | {len(cell)} | {steps} | {values} | {k_hat(cell)} | {predicted} "
             f"| {_shares(cell, references, names)} | {spent_on} |"
         )
-    return [*lines, "", "The share is 0 at the AR model of the same window and tokens, 1 at the generator's entropy."]
+    if first[0]["generator_entropy"] is not None:
+        lines += ["", "The share is 0 at the AR model of the same window and tokens, 1 at the generator's entropy."]
+    return lines
 
 
 def _shares(rows: list[dict[str, Any]], references: list[dict[str, Any]], names: Sequence[str]) -> str:
