@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reproduce.recipe import machine_line, read_data, save_svg, trained
+from benchmarks.reproduce.recipe import machine_line, read_data, save_svg, spread_over, trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data, Sampler
 from ltm_pyro.evaluation import Report, generator_entropy
@@ -88,7 +88,7 @@ class Comparison:
         for seed in range(seeds):
             settings = self.settings(seed)
             data = read_data(settings)
-            indices = _chosen(len(data.validation), self.options.sequences)
+            indices = spread_over(len(data.validation), self.options.sequences)
             entropy = None
             if settings.data.source == "fables":
                 entropy = generator_entropy(data.validation, indices, data.tokenizer)
@@ -213,12 +213,6 @@ def draw_curves(result: dict[str, Any], path: Path, budgets: Sequence[str]) -> N
 def _learner_without_weights(settings: Settings, data: Data) -> Any:
     with torch.device("meta"):
         return build_learner(settings, data.tokenizer.vocab_size, (), torch.device("meta"), Path("unused"))
-
-
-def _chosen(count: int, limit: int | None) -> list[int]:
-    """So many of the sequences, spread evenly over all."""
-    wanted = min(count, limit or count)
-    return [index * count // wanted for index in range(wanted)]
 
 
 def _spent(run: LoadedRun, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.plain import plain_preset
 from benchmarks.reproduce.comparison import steps_within, training_flops
 from benchmarks.reproduce.kept import kept
-from benchmarks.reproduce.recipe import options_of, parser_of, plain, read_data, trained
+from benchmarks.reproduce.recipe import options_of, parser_of, plain, read_data, spread_over, trained
 from benchmarks.reproduce.sweeps import AR, scored, spent
 from benchmarks.reproduce.sweeps import SMOKE as SWEEPS_SMOKE
 from benchmarks.reproduce.sweeps_report import difference, final_page, found, k_hat, mean, reference_line
@@ -144,8 +144,7 @@ def rows_of(name: str, settings: Settings, data: Data, options: Any) -> list[dic
     seed = settings.training.seed
     folder = options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     run = trained(settings, data, folder)
-    wanted = min(len(data.validation), options.sequences)
-    indices = [number * len(data.validation) // wanted for number in range(wanted)]
+    indices = spread_over(len(data.validation), options.sequences)
     asked = {key: value for key, value in plain(options).items() if key in ASKED}
     asked |= {"indices": indices, "data": settings.to_dict()["data"]}
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.reproduce.recipe import spread_over
+from ltm_pyro.data.corpora import FileCorpus
 from ltm_pyro.data.tokenizer import Tokenizer
 
-__all__ = ["SLACK", "pieces", "texts_of", "write_long_documents"]
+__all__ = ["SLACK", "pieces", "write_long_documents"]
 
 SLACK = 15
 """Tokens that a piece may have beyond those asked for, until the next space."""
@@ -34,13 +35,6 @@ def pieces(text: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
         yield "".join(piece)
 
 
-def texts_of(path: Path) -> Iterator[str]:
-    """The texts of a .jsonl or .jsonl.gz file, field ``text``."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
-
-
 def write_long_documents(
     sources: Sequence[Path], path: Path, tokenizer: Tokenizer, tokens: int, most: int | None
 ) -> dict[str, int]:
@@ -49,11 +43,11 @@ def write_long_documents(
     written = {}
     with path.open("w", encoding="utf-8") as out:
         for source in sources:
-            found = [piece for text in texts_of(source) for piece in pieces(text, tokenizer, tokens)]
-            wanted = len(found) if most is None else min(most, len(found))
-            for number in range(wanted):
-                out.write(json.dumps({"text": found[number * len(found) // wanted]}) + "\n")
-            written[str(source)] = wanted
+            texts = (document.text for document in FileCorpus(source).documents())
+            found = [piece for text in texts for piece in pieces(text, tokenizer, tokens)]
+            chosen = spread_over(len(found), most)
+            out.writelines(json.dumps({"text": found[index]}) + "\n" for index in chosen)
+            written[str(source)] = len(chosen)
     return written
 
 

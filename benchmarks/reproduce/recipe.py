@@ -31,6 +31,7 @@ __all__ = [
     "plain",
     "read_data",
     "save_svg",
+    "spread_over",
     "trained",
     "write",
     "write_fables",
@@ -64,6 +65,12 @@ def options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> arg
 def plain(options: argparse.Namespace) -> dict[str, Any]:
     """The options as plain values, but for where runs and results are."""
     return {k: v for k, v in vars(options).items() if k not in ("runs", "out", "shared")}
+
+
+def spread_over(count: int, most: int | None) -> list[int]:
+    """At most so many of ``count`` indices, spread evenly over all; None is all."""
+    wanted = min(count, most or count)
+    return [index * count // wanted for index in range(wanted)]
 
 
 def read_data(settings: Settings) -> Data:

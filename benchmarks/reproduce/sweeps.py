@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.plain import plain_preset
 from benchmarks.priors_guides import SMALL as WITH_LABELS
-from benchmarks.reproduce.recipe import read_data, trained
+from benchmarks.reproduce.recipe import read_data, spread_over, trained
 from ltm_pyro.config import Settings
 from ltm_pyro.data import Data
 from ltm_pyro.evaluation import Report
@@ -129,8 +129,7 @@ def sweep(
     for seed in range(options.seeds):
         seeded = base.updated({"training.seed": seed})
         data = read_data(seeded)
-        wanted = min(len(data.validation), options.sequences)
-        indices = [number * len(data.validation) // wanted for number in range(wanted)]
+        indices = spread_over(len(data.validation), options.sequences)
         for cell in cells:
             folder = options.runs / f"{cell.folder}-{seed}"
             run = trained(seeded.updated(cell.changes), data, folder)
