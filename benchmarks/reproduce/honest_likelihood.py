@@ -20,7 +20,7 @@ from ltm_pyro.evaluation import generator_entropy
 
 # Whole fables, of which a token sees eight: names and treasures come back after twenty to a hundred.
 SMALL: dict[str, Any] = {
-    "data.documents": 40_000,
+    "data.documents": 60_000,
     "data.validation_fraction": 0.01,
     "data.sequence_length": 448,
     "decoder.layers": 1,
@@ -57,11 +57,14 @@ BESIDE: dict[str, dict[str, Any]] = {
     "LTM without natural steps": ADAM,
     "LTM without KL warm-up": AT_ONCE,
     "LTM without any of it": {"decoder.thought_addresses": False, "decoder.thought_gain": None} | ADAM | AT_ONCE,
+    "LTM, narrow start": {"decoder.thought_gain": None, "inference.natural_init_log_var": -3.0},
     "LTM, 8 thoughts": {"decoder.num_thoughts": 8},
     "LTM, 4 thoughts": {"decoder.num_thoughts": 4},
     "LTM, 2 thoughts": {"decoder.num_thoughts": 2},
+    "LTM, 32 thoughts": {"decoder.num_thoughts": 32},
 }
-"""Another AR model, the recipe's ingredients put back to what the paper has, and fewer thoughts."""
+"""Another AR model, the recipe's ingredients put back to what the paper has, the start of short trainings, and other
+numbers of thoughts."""
 SMOKE = SWEEPS_SMOKE | {"data.validation_fraction": 0.1}
 FULL_SCALE = (
     "just reproduce honest-likelihood --preset paper-ltm-s --data hf:Skylion007/openwebtext --tokenizer gpt2 "
@@ -86,7 +89,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--also", nargs="*", default=[], choices=list(BESIDE), help="other trainings")
     parser.add_argument("--also-seeds", type=int, default=1, help="seeds of these")
     parser.add_argument("--equal-flops", type=int, default=3, help="seeds of the AR model with the LTM's FLOPs")
-    parser.add_argument("--steps", type=int, default=3000, help="slow steps of the LTM")
+    parser.add_argument("--steps", type=int, default=6000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
     parser.add_argument("--weights", type=int, default=256, help="draws of z of iwae")
     parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[64, 16, 4])
