@@ -11,6 +11,7 @@ __all__ = ["PLAIN", "plain_preset"]
 
 PLAIN: dict[str, Any] = {
     "decoder.thought_addresses": False,
+    "decoder.thought_gain": None,
     "inference.fast_optimizer": "adam",
     "inference.natural_init_log_var": None,
     "inference.kl_weight_start": 0.0,

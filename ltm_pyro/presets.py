@@ -11,20 +11,21 @@ from ltm_pyro.values import nearest
 __all__ = ["PRESETS", "preset"]
 
 # Thoughts that earn their KL (docs/research/honest-likelihood.md): found by addresses, fitted by natural gradients, and
-# all but free until the decoder can read them. A narrow start spares the decoder noise that says nothing; Adam, which
-# other guides keep, would leave most of the KL of such a start, so there log σ² starts at the prior's.
+# all but free until the decoder can read them.
 _RECIPE: dict[str, Any] = {
     "decoder.thought_addresses": True,
     "inference.fast_optimizer": "natural",
     "inference.init_log_var": 0.0,
-    "inference.natural_init_log_var": -3.0,
     "inference.kl_weight_start": 0.05,
     "inference.kl_hold_steps": 0.33,
     "inference.kl_warmup_steps": 0.25,
 }
 
-# Four fast steps are enough for 256 latent dimensions, and leave the two minutes to the decoder.
+# Four fast steps are enough for 256 latent dimensions, and leave the two minutes to the decoder. In so few slow steps
+# thoughts that start narrow are of use sooner than those that start silent. Adam, which other guides keep, would leave
+# most of the KL of such a start, so there log σ² starts at the prior's.
 _TINY: dict[str, Any] = _RECIPE | {
+    "inference.natural_init_log_var": -3.0,
     "data.sequence_length": 512,
     "data.documents": 2500,
     "data.vocab_size": 2048,
@@ -46,6 +47,7 @@ _TINY: dict[str, Any] = _RECIPE | {
 
 # Sized for one machine: the paper's networks and number of fast steps, on short sequences and small batches.
 _LTM: dict[str, Any] = _RECIPE | {
+    "decoder.thought_gain": 0.0,
     "data.sequence_length": 256,
     "decoder.hidden": 512,
     "decoder.heads": 8,

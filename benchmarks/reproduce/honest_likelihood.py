@@ -91,9 +91,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--equal-flops", type=int, default=3, help="seeds of the AR model with the LTM's FLOPs")
     parser.add_argument("--steps", type=int, default=6000, help="slow steps of the LTM")
     parser.add_argument("--samples", type=int, default=32, help="draws of z of elbo and prequential")
-    parser.add_argument("--weights", type=int, default=256, help="draws of z of iwae")
-    parser.add_argument("--eval-fast-steps", type=int, nargs="+", default=[64, 16, 4])
-    parser.add_argument("--block-size", type=int, default=16, help="tokens of a block of prequential")
+    parser.add_argument("--weights", type=int, default=1024, help="draws of z of iwae")
+    parser.add_argument(
+        "--eval-fast-steps", type=int, nargs="+", default=[64, 256, 16, 4], help="of scores; prequential has the first"
+    )
+    parser.add_argument("--block-size", type=int, default=8, help="tokens of a block of prequential")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences scored at once")
     parser.add_argument("--sequences", type=int, default=32, help="validation sequences, spread over all of it")
     options = options_of(parser, arguments)
@@ -195,7 +197,9 @@ def _markdown(result: dict[str, Any]) -> list[str]:
     if first[0]["generator_entropy"] is not None:
         entropy = statistics.mean(row["generator_entropy"] for row in first)
         lines.append(f"| the generator itself | {len(first)} | – | – | – | – | – | {entropy:.3f} | – | 1 | – | – |")
-    for name, steps in dict.fromkeys((row["model"], row["eval_fast_steps"]) for row in rows):
+    cells = dict.fromkeys((row["model"], row["eval_fast_steps"]) for row in rows)
+    models = list(dict.fromkeys(name for name, _ in cells))
+    for name, steps in sorted(cells, key=lambda cell: (models.index(cell[0]), -(cell[1] or 0))):
         cell = found(rows, model=name, eval_fast_steps=steps)
         seeds = {row["seed"] for row in cell}
         references = [row for row in first if row["seed"] in seeds]
