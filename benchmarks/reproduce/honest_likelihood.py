@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.plain import plain_preset
 from benchmarks.reproduce.comparison import steps_within, training_flops
+from benchmarks.reproduce.explained import plan_explained
 from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.recipe import options_of, parser_of, plain, read_data, spread_over, trained
 from benchmarks.reproduce.sweeps import AR, scored, spent
@@ -71,6 +73,8 @@ FULL_SCALE = (
     "--steps 6000 --seeds 1 --sequences 256"
 )
 BOUNDS = ("elbo", "iwae", "prequential")
+OWNED = 0.25
+"""From this share of a thought's variance on, a variable of the plan is said to have it."""
 ASKED = ("samples", "weights", "eval_fast_steps", "block_size", "batch_size")
 """The options that scores depend on."""
 
@@ -169,6 +173,10 @@ def rows_of(name: str, settings: Settings, data: Data, options: Any) -> list[dic
         return {"rows": rows}
 
     rows: list[dict[str, Any]] = kept(folder, asked, scores)["rows"]
+    if settings.data.source == "fables" and run.language_model.kind == "ltm":
+        how = {"texts": 200, "fast_steps": 16}
+        explained = partial(plan_explained, run, data, **how)
+        rows[0]["plan"] = kept(folder, how | {"data": asked["data"]}, explained, name="plan")
     for row in rows:
         shown = ", ".join(f"{key} {score['value']:.4f}" for key, score in row["scores"].items())
         print(f"{name}, seed {seed}, T_fast {row['eval_fast_steps']}: {shown}", flush=True)
@@ -223,6 +231,26 @@ def _markdown(result: dict[str, Any]) -> list[str]:
         )
     if first[0]["generator_entropy"] is not None:
         lines += ["", "The share is 0 at the AR model of the same window and tokens, 1 at the generator's entropy."]
+    told = [row for row in rows if "plan" in row]
+    return lines + (_plans(told) if told else [])
+
+
+def _plans(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Which variables of the plan every training put into a thought, as Markdown."""
+    lines = [
+        "",
+        "| model | seed | variables with a thought of their own (share of its variance that the variable explains; the "
+        "greatest share of any thought when the values are shuffled) |",
+        "| --- | --- | --- |",
+    ]
+    for row in rows:
+        told = sorted(row["plan"].items(), key=lambda item: -item[1]["share"])
+        owned: dict[int, str] = {}
+        for name, about in told:
+            if about["share"] > max(OWNED, about["shuffled"]):
+                shown = f"{name.replace('_', ' ')} {about['share']:.2f} ({about['shuffled']:.2f})"
+                owned.setdefault(about["thought"], shown)
+        lines.append(f"| {row['model']} | {row['seed']} | {', '.join(owned.values()) or 'none'} |")
     return lines
 
 
@@ -239,12 +267,11 @@ def _draw(result: dict[str, Any], figure: Any) -> None:
     figure.set_size_inches(8, 0.6 + 0.5 * len(names))
     axis = figure.subplots()
     colours = {"likelihood": "black", "prequential": "#D55E00", "elbo": "#0072B2", "iwae": "#56B4E9"}
-    most = max((row["eval_fast_steps"] for row in rows if row["eval_fast_steps"]), default=None)
     for name, colour in colours.items():
         points = [
             (row["scores"][name]["value"], names.index(row["model"]))
             for row in rows
-            if name in row["scores"] and (name == "prequential" or row["eval_fast_steps"] in (None, most))
+            if name in row["scores"] and (row["eval_fast_steps"] is None or "prequential" in row["scores"])
         ]
         axis.scatter(*zip(*points, strict=True), s=18, color=colour, label=name, alpha=0.8)
     reference_line(_Upright(axis), found(rows, model="AR, same window"))

@@ -10,8 +10,10 @@ from typing import Any
 __all__ = ["kept"]
 
 
-def kept(folder: Path, asked: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row in ``folder``/row.json if it is the answer to what is asked now, else computed and written there.
+def kept(
+    folder: Path, asked: dict[str, Any], compute: Callable[[], dict[str, Any]], *, name: str = "row"
+) -> dict[str, Any]:
+    """The row in ``folder``/``name``.json if it is the answer to what is asked now, else computed and written there.
 
     It is one of the weights, too: a training that was made again has no row.
 
@@ -19,8 +21,9 @@ def kept(folder: Path, asked: dict[str, Any], compute: Callable[[], dict[str, An
         folder: of a finished training.
         asked: all that the row depends on besides the training, as plain values.
         compute: makes the row, of plain values.
+        name: of the file, where a training has several rows.
     """
-    path = folder / "row.json"
+    path = folder / f"{name}.json"
     asked = asked | {"checkpoint": _digest(folder)}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -37,6 +37,8 @@ def test_every_model_is_scored_and_none_but_the_budgets_and_the_ingredient_diffe
     table = (smoke / "honest-likelihood.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in table for name in models)
     assert str(smoke) not in table
+    assert first["LTM"]["plan"] == {}  # texts of 64 tokens are no whole fables
+    assert "plan" not in ar
 
 
 def test_the_share_of_the_gap_is_zero_at_the_autoregressive_model_and_one_at_the_entropy():
