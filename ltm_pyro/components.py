@@ -70,9 +70,9 @@ def build_guide(settings: Settings, model: LatentThoughtModel) -> Guide:
     """
     inference = settings.inference
     natural = inference.fast_optimizer == "natural" and resolve("guide", settings.guide.name, GUIDES, Guide).natural  # type: ignore[type-abstract]
-    narrow = inference.natural_init_log_var
+    start = inference.natural_init_log_var
     starts = {
-        "init_log_var": narrow if natural and narrow is not None else inference.init_log_var,
+        "init_log_var": start if natural and start is not None else inference.init_log_var,
         "init_log_var_spread": inference.init_log_var_spread,
         "init_mu_spread": inference.init_mu_spread,
     }

@@ -155,7 +155,7 @@ class InferenceSettings:
 
     Args:
         fast_steps: T_fast.
-        fast_lr: η_fast at the first slow step.
+        fast_lr: η_fast of Adam at the first slow step; natural steps have rates of their own.
         fast_lr_final: η_fast at the last one; linear between.
         fast_lr_decay: the cosine inside one loop ends at η_fast times this.
         fast_optimizer: ``adam``, or ``natural`` gradients where the guide is local-normal.
@@ -172,7 +172,7 @@ class InferenceSettings:
         tolerance: early stop of a sequence's fast loop, in nats per token; None takes every step.
         kl_warmup_steps: slow steps over which the KL's weight in training rises linearly to 1; below 1, a share of
             ``training.steps``.
-        kl_weight_start: what that weight rises from.
+        kl_weight_start: what that weight rises from; without a warm-up it is 1 at once.
         kl_hold_steps: slow steps at that weight before it rises, or a share of them, too.
         free_bits: nats of each sequence's KL that training does not charge for.
         warm_start: start a sequence's fast loop where its last one ended, from the second epoch on.

@@ -69,7 +69,7 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
 
 def spread_over(count: int, most: int | None) -> list[int]:
     """At most so many of ``count`` indices, spread evenly over all; None is all."""
-    wanted = min(count, most or count)
+    wanted = count if most is None else min(count, most)
     return [index * count // wanted for index in range(wanted)]
 
 
@@ -93,7 +93,7 @@ def trained(settings: Settings, data: Data, folder: Path) -> LoadedRun:
         SystemExit: the folder holds a run with other settings.
     """
     run = RunDirectory(folder)
-    if run.exists and replace(run.settings, data=settings.data) != settings:
+    if run.exists and _that_decide(run.settings) != _that_decide(settings):
         sys.exit(f"{folder} holds a run with other settings: remove it, or choose another --runs")
     found = run.exists and run.store().paths()
     if not (found and load_run(folder, device=settings.training.device).step == settings.training.steps):
@@ -105,6 +105,11 @@ def trained(settings: Settings, data: Data, folder: Path) -> LoadedRun:
         if not trainer.fit():
             sys.exit(130)
     return load_run(folder, device=settings.training.device)
+
+
+def _that_decide(settings: Settings) -> Settings:
+    """The settings without those that change where data lie and how fast they come, and nothing of what is learned."""
+    return replace(settings, data=replace(settings.data, cache_dir=None, workers=None, prefetch=0))
 
 
 def write(

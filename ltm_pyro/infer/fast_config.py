@@ -24,7 +24,7 @@ class FastConfig:
         lr_decay: the cosine inside one loop ends at ``lr * lr_decay``.
         optimizer: ``adam`` (the paper), or ``natural`` for natural gradients (`NaturalGradient`) where the guide is one
             of independent normals (`Guide.natural`); other guides keep Adam.
-        natural_lr: ρ of the first natural step, a share of the way.
+        natural_lr: ρ of the first natural step, a share of the way where the KL counts for 1.
         natural_delay: τ of the rates ``natural_lr / (1 + (t - 1) / τ)`` at fast step t = 1, 2, …: step t is the same
             however many follow, and more steps average more noise out (Robbins & Monro 1951; Hoffman et al. 2013,
             Stochastic Variational Inference).
@@ -79,7 +79,9 @@ class FastConfig:
         if not self.natural_delay > 0:
             raise LTMError(f"natural_delay must be above 0, got {self.natural_delay}")
         if self.optimizer == "natural" and self.cuda_graph:
-            raise LTMError("natural fast steps have no CUDA graph: leave cuda_graph out, or take adam")
+            raise LTMError(
+                "optimizer = natural has no CUDA graph, whatever the guide: leave cuda_graph out, or take adam"
+            )
         if self.noise not in ("fresh", "fixed"):
             raise LTMError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
         if self.slow_gradient not in ("final", "trajectory"):

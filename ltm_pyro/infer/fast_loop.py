@@ -66,13 +66,13 @@ class Fit(NamedTuple):
 class _Fitted:
     """The sequences that the loop still moves, and all that a fast step reads of them.
 
-    ``local`` are leaves of the graph, ``adam`` (or natural gradients) moves them, ``generator`` counts the noise
+    ``local`` are leaves of the graph, ``optimizer`` moves them, ``generator`` counts the noise
     drawn so far.
     """
 
     batch: TokenBatch
     local: LocalParams
-    adam: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     generator: SequenceGenerator
     stem: Stem | None
 
@@ -84,15 +84,15 @@ class _Fitted:
     def rows(self, index: Int[Tensor, " rows"]) -> _Fitted:
         """Some of the sequences, with what Adam knows of them: everything has its sequence as its leading dimension."""
         local = {name: value.detach()[index].requires_grad_() for name, value in self.local.items()}
-        if isinstance(self.adam, NaturalGradient):
-            adam: torch.optim.Optimizer = NaturalGradient(local, **self.adam.defaults)
+        if isinstance(self.optimizer, NaturalGradient):
+            optimizer: torch.optim.Optimizer = NaturalGradient(local, **self.optimizer.defaults)
         else:
-            adam = torch.optim.Adam(list(local.values()), **self.adam.defaults)
+            optimizer = torch.optim.Adam(list(local.values()), **self.optimizer.defaults)
             for old, new in zip(self.leaves, local.values(), strict=True):
-                moments = self.adam.state[old].items()
-                adam.state[new] = {name: value[index] if value.dim() else value for name, value in moments}
+                moments = self.optimizer.state[old].items()
+                optimizer.state[new] = {name: value[index] if value.dim() else value for name, value in moments}
         stem = None if self.stem is None else Stem(*(part[index] for part in self.stem))
-        return _Fitted(self.batch[index], local, adam, self.generator.rows(index), stem)
+        return _Fitted(self.batch[index], local, optimizer, self.generator.rows(index), stem)
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class FastLoop:
         captures = config.cuda_graph and alike and _on_cuda(batch)
         rate = torch.tensor(lr, device=batch.device) if captures else lr
         natural = config.natural_for(self.guide)
-        adam = NaturalGradient(local, config.natural_lr) if natural else _adam(config, local, rate, captures)
-        now = _Fitted(batch, local, adam, generator, stem)
+        optimizer = NaturalGradient(local, config.natural_lr) if natural else _adam(config, local, rate, captures)
+        now = _Fitted(batch, local, optimizer, generator, stem)
         captured: CapturedStep | None = None
         watch = None if config.tolerance is None else Convergence(config.tolerance * batch.num_scored)
         subsets = None if config.token_fraction == 1 else TokenSubsets(batch, config.token_fraction, generator.seed)
@@ -157,7 +157,7 @@ class FastLoop:
             subset = subsets.draw() if subsets is not None and t < steps - config.full_final_steps else None
             scored = now.batch if subset is None else subset.batch
             taken.append(FastStep(len(scored), len(scored.scored_index)))
-            _set_rate(now.adam, config.natural_lr_at(t) if natural else config.lr_at(t, steps, lr))
+            _set_rate(now.optimizer, config.natural_lr_at(t) if natural else config.lr_at(t, steps, lr))
             if captures and t == 1:
                 captured = CapturedStep.of(
                     partial(self._step_alike, now, objective),
@@ -182,10 +182,10 @@ class FastLoop:
                     share = gradient / total
                     weight.grad = share if weight.grad is None else weight.grad + share
             if watch is None:
-                now.adam.step()
+                now.optimizer.step()
                 continue
             watch.before_step(leaves, -losses)
-            now.adam.step()
+            now.optimizer.step()
             watch.after_step(leaves)
             if (rows := watch.going_on()) is not None:
                 if not len(rows):
@@ -204,7 +204,7 @@ class FastLoop:
             loss = self._losses(now, objective).sum()
         for leaf, gradient in zip(now.leaves, torch.autograd.grad(loss, now.leaves, allow_unused=True), strict=True):
             leaf.grad = gradient
-        now.adam.step()
+        now.optimizer.step()
 
     def _losses(self, now: _Fitted, objective: Objective | None, subset: TokenSubset | None = None) -> Tensor:
         """(B,) what the fast loop makes small; a scalar, the sum of it, of an ELBO that gives no terms."""

@@ -141,7 +141,7 @@ class FastSlowSVI:
             batch: the sequences.
             steps: T_fast; None takes the configured number.
             seed: of the sequences' noise; None draws one from torch's global stream.
-            lr: η_fast; None takes the configured one.
+            lr: η_fast of Adam, which natural steps do not read; None takes the configured one.
         """
         seed = draw_seed() if seed is None else seed
         generator = SequenceGenerator(batch.keys, seed)

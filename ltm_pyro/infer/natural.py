@@ -19,9 +19,10 @@ class NaturalGradient(torch.optim.Optimizer):
     .. math:: \sigma^{-2} \leftarrow \sigma^{-2} \, (1 + 2 \rho \, \partial_{\log \sigma^2} \ell), \qquad
         \mu \leftarrow \mu - \rho \, \sigma^2 \, \partial_\mu \ell
 
-    For a loss :math:`\ell` that is quadratic in z, curvature h, this is :math:`\sigma^{-2} \leftarrow (1 - \rho)
-    \sigma^{-2} + \rho (1 + h)` in expectation: at :math:`\rho = 1` the exact posterior after one step. An entry that
-    the text says nothing about returns to the prior, where Adam's first steps move it by ±η whatever its gradient.
+    with the new :math:`\sigma^2` in the second. For a likelihood that is quadratic in z, curvature h, and a KL that
+    counts for w, the exact gradients give :math:`\sigma^{-2} \leftarrow (1 - \rho w) \sigma^{-2} + \rho (w + h)`: at
+    :math:`\rho = w = 1` the exact posterior after one step. An entry that the text says nothing about returns to the
+    prior by a share ρw of the way, where Adam's first steps move it by ±η whatever its gradient.
 
     Args:
         local: ``<site>.mu`` and ``<site>.log_var`` of every site, leaves of the graph.

@@ -33,7 +33,7 @@ def test_every_model_is_scored_and_none_but_the_budgets_and_the_ingredient_diffe
     # The baseline widens its gates in steps of 32, which is much of so small a network.
     assert abs(ar["parameters"] - ltm["parameters"]) < 0.04 * ltm["parameters"]
     changed = load_run(smoke / "runs" / "LTM-without-zero-gain-0", device="cpu").settings
-    assert changed.updated({"decoder.thought_gain": 0.0}) == load_run(smoke / "runs" / "LTM-0").settings
+    assert changed.updated({"decoder.thought_gain": 0.0}) == load_run(smoke / "runs" / "LTM-0", device="cpu").settings
     table = (smoke / "honest-likelihood.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in table for name in models)
     assert str(smoke) not in table
@@ -46,3 +46,30 @@ def test_the_share_of_the_gap_is_zero_at_the_autoregressive_model_and_one_at_the
     for value, share in ((0.5, 0.0), (0.4, 0.5), (0.3, 1.0), (0.6, -0.5)):
         row = {"scores": {"iwae": {"value": value}}, "generator_entropy": 0.3}
         assert honest_likelihood.closed([row], [reference], "iwae") == pytest.approx([share])
+
+
+def test_thoughts_that_do_not_divide_over_the_layers_are_refused_before_anything_is_trained(tmp_path):
+    arguments = [
+        "--preset",
+        "ltm-s",
+        "--also",
+        "LTM, 8 thoughts",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path),
+    ]
+    with pytest.raises(SystemExit, match="'LTM, 8 thoughts': so many thoughts do not divide over 3 layers"):
+        honest_likelihood.main(arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_variables_are_named_with_the_thought_that_they_explain_best():
+    plan = {
+        "name": {"thought": 3, "share": 0.9, "shuffled": 0.1},
+        "friend_kind": {"thought": 3, "share": 0.3, "shuffled": 0.2},
+        "place": {"thought": 1, "share": 0.2, "shuffled": 0.1},
+        "twist": {"thought": 1, "share": 0.3, "shuffled": 0.4},
+    }
+    row = honest_likelihood._plans([{"model": "LTM", "seed": 0, "plan": plan}])[3]
+    assert row == "| LTM | 0 | name 0.90 (0.10), 3; friend kind 0.30 (0.20), 3 |"

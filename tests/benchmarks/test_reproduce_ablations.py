@@ -14,11 +14,13 @@ from torch import nn
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra dev)")
 
+from benchmarks.plain import plain_preset
 from benchmarks.reproduce import langevin_vae, probe
 from benchmarks.reproduce.kept import kept
 from benchmarks.reproduce.langevin import LangevinInference, LangevinLearner
 from benchmarks.reproduce.langevin_vae_report import TITLES
-from benchmarks.reproduce.recipe import read_data
+from benchmarks.reproduce.recipe import read_data, trained
+from benchmarks.reproduce.sweeps import SMOKE
 from ltm_pyro.infer import langevin
 from ltm_pyro.noise import SequenceGenerator
 from ltm_pyro.presets import preset
@@ -91,6 +93,16 @@ def test_a_kept_row_answers_only_what_it_was_asked(tmp_path):
     assert kept(tmp_path, {"samples": 2}, lambda: {"value": 1.5}) == {"value": 1.5}
     assert kept(tmp_path, {"samples": 2}, lambda: pytest.fail("computed again")) == {"value": 1.5}
     assert kept(tmp_path, {"samples": 3}, lambda: {"value": 2.5}) == {"value": 2.5}
+
+
+def test_a_training_on_other_text_is_not_taken_for_this_one(tmp_path):
+    changes = plain_preset("tiny").updated(SMOKE | {"training.steps": 1, "training.device": "cpu"})
+    data = read_data(changes)
+    assert trained(changes, data, tmp_path / "run").step == 1
+    # Where shards are kept, and how fast they come, changes nothing.
+    assert trained(changes.updated({"data.cache_dir": str(tmp_path)}), data, tmp_path / "run").step == 1
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
+        trained(changes.updated({"data.documents": 61}), data, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

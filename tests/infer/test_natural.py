@@ -29,6 +29,21 @@ def test_one_full_step_finds_the_posterior_of_a_linear_gaussian_model():
     torch.testing.assert_close(local["z.mu"].detach(), curvature * optimum / (1 + curvature))
 
 
+@pytest.mark.parametrize("weight", [0.05, 0.5])
+def test_under_a_weight_of_the_kl_the_way_back_to_the_prior_is_as_much_shorter(weight):
+    curvature, rate = torch.tensor([0.0, 0.5, 1.5]), 0.8
+    local = {"z.mu": torch.tensor([0.2, 0.1, -0.1]), "z.log_var": torch.tensor([-0.4, 0.3, 0.1])}
+    mu, precision = local["z.mu"].clone(), (-local["z.log_var"]).exp()
+    leaves = [value.requires_grad_() for value in local.values()]
+    natural = NaturalGradient(local, lr=rate)
+    kl = quadratic_loss(*leaves, 0.0, 0.0)
+    (quadratic_loss(*leaves, curvature, 1.0) - (1 - weight) * kl).backward()
+    natural.step()
+    after = (1 - rate * weight) * precision + rate * (weight + curvature)
+    torch.testing.assert_close(local["z.log_var"].detach(), -after.log())
+    torch.testing.assert_close(local["z.mu"].detach(), mu - rate * (curvature * (mu - 1.0) + weight * mu) / after)
+
+
 def test_steps_are_bounded_whatever_the_gradient():
     local = {"z.mu": torch.zeros(2, requires_grad=True), "z.log_var": torch.zeros(2, requires_grad=True)}
     natural = NaturalGradient(local, lr=1.0)
