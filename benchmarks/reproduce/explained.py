@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.reproduce.recipe import spread_over
 from ltm_pyro.data import Data
-from ltm_pyro.evaluation.probes import read_fable
+from ltm_pyro.evaluation.probes import facts_of, fit_thoughts
 from ltm_pyro.training import LoadedRun
 
 __all__ = ["plan_explained", "variance_explained"]
@@ -32,16 +32,14 @@ def plan_explained(
 
     Returns:
         ``thought`` (numbered through all layers), ``share`` (of its variance) and ``shuffled``, the greatest share of
-        any thought in any of the shuffles.
+        any thought in any of the shuffles. Nothing where one of the texts is no whole fable.
     """
-    means, plans = [], []
     places = spread_over(len(data.validation), texts)
-    for start in range(0, len(places), 20):
-        batch = data.validation.batch(places[start : start + 20]).to(run.device)
-        means.append(run.svi.infer(batch, steps=fast_steps, lr=run.fast_lr, seed=0).mean.flatten(1, 2))
-        for tokens, length in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True):
-            plans.append(read_fable(data.tokenizer.decode(tokens[: length - 1])) or {})
-    thoughts, shuffler = torch.cat(means), random.Random(0)
+    fitted = fit_thoughts(
+        run.svi, data.validation, places, fast_steps=fast_steps, fast_lr=run.fast_lr, batch_size=20, device=run.device
+    )
+    plans = facts_of(fitted, data.tokenizer.decode) or []
+    thoughts, shuffler = fitted.mean.flatten(1, 2), random.Random(0)
     found = {}
     for variable in sorted({name for plan in plans for name in plan}):
         values = [plan.get(variable) for plan in plans]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.reproduce.explained import plan_explained, variance_explained
+from ltm_pyro import FastSlowSVI, GaussianPrior, LatentThoughtModel, LocalNormal, ThoughtDecoder
 from ltm_pyro.data import build_data
 from ltm_pyro.data.fables import plan_of
 
@@ -36,7 +37,7 @@ def test_a_thought_that_never_moves_says_nothing():
     assert variance_explained(torch.ones(6, 1, 2), ["a", "b", None] * 2).item() == 0
 
 
-def test_the_thought_that_holds_a_variable_is_found_with_it(tmp_path):
+def test_the_thought_that_holds_a_variable_is_found_with_it(tmp_path, monkeypatch):
     data = build_data(documents=400, validation_fraction=0.5, sequence_length=900, vocab_size=400, cache_dir=tmp_path)
     codes: dict[str, torch.Tensor] = {}
 
@@ -46,10 +47,14 @@ def test_the_thought_that_holds_a_variable_is_found_with_it(tmp_path):
         for place, (tokens, length) in enumerate(zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)):
             name = plan_of(data.tokenizer.decode(tokens[: length - 1]))["name"]
             means[place, 1, 1] = codes.setdefault(name, torch.randn(8))
-        return SimpleNamespace(mean=means)
+        return SimpleNamespace(mean=means, sample=lambda draws, purpose: means.expand(draws, *means.shape))
 
     torch.manual_seed(0)
-    run = SimpleNamespace(svi=SimpleNamespace(infer=infer), fast_lr=None, device="cpu")
+    decoder = ThoughtDecoder(vocab_size=400, layers=2, hidden=16, heads=2, thoughts_per_layer=2, thought_width=8)
+    model = LatentThoughtModel(decoder, GaussianPrior(decoder.thought_shape))
+    svi = FastSlowSVI(model, LocalNormal(model))
+    monkeypatch.setattr(svi, "infer", infer)
+    run = SimpleNamespace(svi=svi, fast_lr=None, device="cpu")
     found = plan_explained(run, data, texts=1000, fast_steps=1)
     assert found["name"]["thought"] == 3
     assert found["name"]["share"] == pytest.approx(1)
