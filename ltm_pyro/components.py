@@ -69,7 +69,8 @@ def build_guide(settings: Settings, model: LatentThoughtModel) -> Guide:
         LTMError: the guide is unknown, or its options are not its own.
     """
     inference = settings.inference
-    natural = inference.fast_optimizer == "natural" and resolve("guide", settings.guide.name, GUIDES, Guide).natural  # type: ignore[type-abstract]
+    guide = resolve("guide", settings.guide.name, GUIDES, Guide)  # type: ignore[type-abstract]
+    natural = guide.natural_under(inference.fast_optimizer)
     start = inference.natural_init_log_var
     starts = {
         "init_log_var": start if natural and start is not None else inference.init_log_var,

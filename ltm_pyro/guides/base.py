@@ -37,6 +37,11 @@ class Guide(nn.Module, ABC):
         super().__init_subclass__(**options)
         cls.natural = cls.__dict__.get("natural", False)
 
+    @classmethod
+    def natural_under(cls, optimizer: str) -> bool:
+        """Whether fast steps are natural ones: `FastConfig.optimizer` asks for them, and q takes them."""
+        return optimizer == "natural" and cls.natural
+
     @abstractmethod
     def init_local(self, batch: TokenBatch, generator: SequenceGenerator | None = None) -> LocalParams:
         """Starting values, tensors with leading dimension B; the fast loop works on copies of them.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ltm_pyro.errors import LTMError
-
-if TYPE_CHECKING:
-    from ltm_pyro.guides import Guide
 
 __all__ = ["FastConfig"]
 
@@ -102,10 +99,6 @@ class FastConfig:
         """Cosine from ``lr`` at the first of ``steps`` fast steps to ``lr * lr_decay`` at the last."""
         progress = step / max(steps - 1, 1)
         return lr * (self.lr_decay + (1 - self.lr_decay) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-    def natural_for(self, guide: Guide | type[Guide]) -> bool:
-        """Whether a guide's fast steps are natural ones: they are asked for, and it takes them (`Guide.natural`)."""
-        return self.optimizer == "natural" and guide.natural
 
     def natural_lr_at(self, step: int) -> float:
         """ρ of natural fast step ``step`` = 0, 1, …, by ``natural_lr`` and ``natural_delay``."""

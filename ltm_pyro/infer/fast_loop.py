@@ -141,7 +141,7 @@ class FastLoop:
         alike = config.tolerance is None and config.token_fraction == 1 and not weights
         captures = config.cuda_graph and alike and _on_cuda(batch)
         rate = torch.tensor(lr, device=batch.device) if captures else lr
-        natural = config.natural_for(self.guide)
+        natural = self.guide.natural_under(config.optimizer)
         optimizer = NaturalGradient(local, config.natural_lr) if natural else _adam(config, local, rate, captures)
         now = _Fitted(batch, local, optimizer, generator, stem)
         captured: CapturedStep | None = None

@@ -218,7 +218,7 @@ class ThoughtLearner(Learner):
 
     def rates(self, at: int) -> dict[str, float]:  # noqa: D102
         inference, training = self.settings.inference, self.settings.training
-        natural = self.svi.fast.natural_for(self.svi.guide)
+        natural = self.svi.guide.natural_under(self.svi.fast.optimizer)
         fast = inference.natural_lr if natural else fast_lr(inference, training, at)
         return super().rates(at) | {"fast_lr": fast, "kl_weight": kl_weight(inference, training, at)}
 

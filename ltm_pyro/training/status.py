@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ltm_pyro.config import Settings
 from ltm_pyro.guides import GUIDES, Guide
 from ltm_pyro.training.provenance import differences, read_sessions
-from ltm_pyro.training.run import RunDirectory, fast_config
+from ltm_pyro.training.run import RunDirectory
 
 __all__ = ["Advice", "RunStatus", "State", "read_status"]
 
@@ -208,7 +208,7 @@ def _against_divergence(settings: Settings, resume: str) -> list[Advice]:
     slow = {"training.slow_lr": training.slow_lr / 2, "training.slow_lr_final": training.slow_lr_final / 2}
     found = [Advice("go on with half the slow learning rate", _with(resume, slow))]
     if settings.model.name == "ltm" and inference.fast_steps:
-        natural = fast_config(settings).natural_for(GUIDES.get(settings.guide.name, Guide))
+        natural = GUIDES.get(settings.guide.name, Guide).natural_under(inference.fast_optimizer)
         fast = {"inference.fast_lr": inference.fast_lr / 2, "inference.fast_lr_final": inference.fast_lr_final / 2}
         fast = {"inference.natural_lr": inference.natural_lr / 2} if natural else fast
         found.append(Advice("or with half the fast one", _with(resume, fast)))
